@@ -1,0 +1,36 @@
+#pragma once
+/// How the KV cache of one layer lies in memory: [num_blocks][K, V][num_kv_heads][block_size][head_dim].
+///
+/// One block of one layer is contiguous, so copying it is one run of bytes; the tokens of one head inside a block are
+/// contiguous, so attention reads long runs. Offsets are 64-bit: they pass 2^31 elements.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+struct KvLayout {
+  std::int64_t num_blocks = 0;
+  std::int32_t block_size = 0;    // [tokens]
+  std::int32_t num_kv_heads = 0;  // of this rank
+  std::int32_t head_dim = 0;      // [elements]
+
+  NVL_HOST_DEVICE constexpr std::int64_t head_elements() const noexcept { return std::int64_t{block_size} * head_dim; }
+  /// [elements] of one block of one layer, K and V together
+  NVL_HOST_DEVICE constexpr std::int64_t block_elements() const noexcept { return 2 * num_kv_heads * head_elements(); }
+  /// [elements] of one layer
+  NVL_HOST_DEVICE constexpr std::int64_t layer_elements() const noexcept { return num_blocks * block_elements(); }
+
+  /// [elements] from the start of the layer to the K of `offset` in `block` of `head`
+  NVL_HOST_DEVICE constexpr std::int64_t k_offset(std::int64_t block, std::int32_t head, std::int32_t offset) const noexcept {
+    return block * block_elements() + head * head_elements() + std::int64_t{offset} * head_dim;
+  }
+  /// [elements] likewise to the V
+  NVL_HOST_DEVICE constexpr std::int64_t v_offset(std::int64_t block, std::int32_t head, std::int32_t offset) const noexcept {
+    return k_offset(block, head, offset) + num_kv_heads * head_elements();
+  }
+};
+
+}  // namespace nvl::inline NVL_ABI

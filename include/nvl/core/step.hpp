@@ -1,0 +1,167 @@
+#pragma once
+/// One step of the engine as plain data: what every rank receives and what comes back.
+///
+/// A StepInput is a set of views into one StepBuffer, whose bytes are contiguous, so that a device gets a step in one copy.
+/// T = tokens computed, S = sequences, B = widest block table, R = rows of logits that are sampled.
+
+#include <nvl/core/checked.hpp>
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// Copy of one physical block, over all layers, before the step's tokens are computed.
+struct BlockCopy {
+  BlockId from{};
+  BlockId to{};
+};
+
+struct LogitBias {
+  TokenId token = 0;
+  float bias = 0;  // added to the logit
+};
+
+/// A half-open range of entries in one of the flat arrays of StepInput.
+struct IndexRange {
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
+  constexpr std::uint32_t size() const noexcept { return end - begin; }
+};
+
+/// How one row of logits becomes a token. Depends on nothing but this row's request: batch mates cannot change it.
+struct SamplingRow {
+  float temperature = 0.0f;  // 0 = arg max, the lowest id among equals
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  std::int32_t top_k = 0;           // 0 = all
+  std::int32_t num_logprobs = -1;   // -1: none; n: of the chosen token and of the n most likely
+  std::uint64_t seed = 0;           // random numbers are a function of (seed, choice, output_index) only
+  std::uint32_t choice = 0;
+  std::uint32_t output_index = 0;   // [tokens] of output before this one
+  IndexRange bias;                  // into StepInput::logit_bias
+  IndexRange banned;                // into StepInput::banned: these tokens cannot be chosen
+  IndexRange history;               // into StepInput::history: prompt and output so far; empty when no penalty is set
+  std::uint32_t num_prompt = 0;     // how many of `history` are prompt
+
+  constexpr bool has_penalty() const noexcept {
+    return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
+  }
+};
+
+struct StepInput {
+  std::uint64_t step = 0;                    // counts launched steps; the same on every rank
+  std::span<TokenId> token_ids;              // [T]
+  std::span<std::int32_t> positions;         // [T] index of the token in its sequence
+  std::span<SlotId> slot_mapping;            // [T] where its K and V go, no_slot = nowhere
+  std::span<std::int32_t> cu_query_lens;     // [S + 1] prefix sum of tokens per sequence
+  std::span<std::int32_t> seq_lens;          // [S] tokens visible to the last query of the sequence
+  std::span<BlockId> block_tables;           // [S, B] row-major; entries past a sequence's blocks are not read
+  std::int32_t max_blocks_per_seq = 0;       // B
+  std::span<std::int32_t> sample_rows;       // [R] rows of [T] whose logits are computed
+  std::span<SamplingRow> sampling;           // [R]
+  std::span<LogitBias> logit_bias;           // flat
+  std::span<TokenId> banned;                 // flat
+  std::span<TokenId> history;                // flat
+  std::span<BlockCopy> copies;               // done before anything else of the step
+
+  std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(token_ids.size()); }
+  std::int32_t num_seqs() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
+  std::int32_t num_samples() const noexcept { return static_cast<std::int32_t>(sample_rows.size()); }
+};
+
+/// How many entries each array of a StepInput has.
+struct StepShape {
+  std::size_t num_tokens = 0, num_seqs = 0, max_blocks_per_seq = 0, num_samples = 0;
+  std::size_t num_logit_bias = 0, num_banned = 0, num_history = 0, num_copies = 0;
+};
+
+/// Owns the bytes of one StepInput. Reused step after step; grows, never shrinks.
+class StepBuffer {
+ public:
+  /// Lays out the arrays for `shape`. Their contents are unspecified until written. The views of the last layout die.
+  StepInput& layout(const StepShape& shape) {
+    std::size_t bytes = 0;
+    const auto reserve = [&]<class T>(std::span<T>&, std::size_t count) { bytes = align_up(bytes) + count * sizeof(T); };
+    for_each_array(shape, reserve);
+    if (bytes > capacity_) {
+      capacity_ = std::max(bytes, capacity_ * 2);
+      bytes_ = std::make_unique_for_overwrite<std::byte[]>(capacity_ + alignment);
+    }
+    size_ = bytes;
+    auto* const base = reinterpret_cast<std::byte*>(align_up(reinterpret_cast<std::uintptr_t>(bytes_.get())));
+    std::size_t offset = 0;
+    const auto place = [&]<class T>(std::span<T>& array, std::size_t count) {
+      offset = align_up(offset);
+      T* const first = reinterpret_cast<T*>(base + offset);
+      std::uninitialized_default_construct_n(first, count);
+      array = {first, count};
+      offset += count * sizeof(T);
+    };
+    for_each_array(shape, place);
+    input_.max_blocks_per_seq = static_cast<std::int32_t>(shape.max_blocks_per_seq);
+    return input_;
+  }
+
+  StepInput& input() noexcept { return input_; }
+  const StepInput& input() const noexcept { return input_; }
+  std::size_t size_bytes() const noexcept { return size_; }  ///< of the last layout
+
+ private:
+  static constexpr std::size_t alignment = 64;
+  static constexpr std::size_t align_up(std::size_t n) noexcept { return (n + alignment - 1) / alignment * alignment; }
+
+  /// The one list of arrays and their lengths.
+  template <class Visit>
+  void for_each_array(const StepShape& s, Visit&& visit) {
+    visit(input_.token_ids, s.num_tokens);
+    visit(input_.positions, s.num_tokens);
+    visit(input_.slot_mapping, s.num_tokens);
+    visit(input_.cu_query_lens, s.num_seqs + 1);
+    visit(input_.seq_lens, s.num_seqs);
+    visit(input_.block_tables, s.num_seqs * s.max_blocks_per_seq);
+    visit(input_.sample_rows, s.num_samples);
+    visit(input_.sampling, s.num_samples);
+    visit(input_.logit_bias, s.num_logit_bias);
+    visit(input_.banned, s.num_banned);
+    visit(input_.history, s.num_history);
+    visit(input_.copies, s.num_copies);
+  }
+
+  StepInput input_;
+  std::unique_ptr<std::byte[]> bytes_;
+  std::size_t capacity_ = 0;
+  std::size_t size_ = 0;
+};
+
+struct TokenLogprob {
+  TokenId token = 0;
+  float logprob = 0;  // natural logarithm, after temperature, penalties and bias, before top-k/top-p/min-p
+};
+
+/// What one row of logits became.
+struct SampledToken {
+  TokenId token = 0;
+  float logprob = 0;                       // of `token`; 0 unless SamplingRow::num_logprobs >= 0
+  bool finite = true;                      // false: a logit was NaN or +-infinity; `token` means nothing
+  std::vector<TokenLogprob> top_logprobs;  // most likely first, num_logprobs of them
+};
+
+struct StepOutput {
+  std::uint64_t step = 0;              // of the StepInput that it answers
+  std::vector<SampledToken> sampled;   // [R]
+};
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,68 @@
+#pragma once
+/// Concept ParallelStrategy: which rank computes which shard, and how ranks add up their parts.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+
+#include <concepts>
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+/// Half-open range of heads, columns, rows or layers.
+struct Shard {
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+  constexpr std::int32_t size() const noexcept { return end - begin; }
+  friend constexpr bool operator==(const Shard&, const Shard&) = default;
+};
+
+/// What one rank knows of the others. Used by the thread that drives that rank only.
+///
+/// | expression                  | returns       | meaning                                                                     |
+/// |-----------------------------|---------------|-----------------------------------------------------------------------------|
+/// | `cc.rank()`                 | Rank          | 0 <= rank < world_size                                                      |
+/// | `cc.world_size()`           | std::uint32_t | ranks that share one model                                                  |
+/// | `cc.layers(n)`              | Shard         | of n layers, those whose weights and KV this rank holds                     |
+/// | `cc.slice(n)`               | Shard         | of n heads, columns or vocabulary rows, this rank's                         |
+/// | `c.all_reduce_sum(data, n)` | void          | data[i] becomes the sum over the ranks that share a layer, in a fixed order |
+template <class C, class Element = float>
+concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t count, std::int32_t n) {
+  { cc.rank() } noexcept -> std::same_as<Rank>;
+  { cc.world_size() } noexcept -> std::same_as<std::uint32_t>;
+  { cc.layers(n) } -> std::same_as<Shard>;
+  { cc.slice(n) } -> std::same_as<Shard>;
+  c.all_reduce_sum(data, count);
+};
+
+/// | expression            | returns       | meaning                                                                               |
+/// |-----------------------|---------------|---------------------------------------------------------------------------------------|
+/// | `P::Context`          |               | a RankContext                                                                         |
+/// | `cp.num_local_ranks()`| std::uint32_t | ranks that this process drives                                                        |
+/// | `p.for_each_rank(f)`  | void          | calls `f(context, i)`, 0 <= i < num_local_ranks, once a rank and side by side; returns|
+/// |                       |               | when all did; the first exception of any rank is thrown again here                    |
+template <class P>
+concept ParallelStrategy = std::movable<P> && RankContext<typename P::Context> &&
+                           requires(P p, const P& cp, void (*f)(typename P::Context&, std::uint32_t)) {
+                             { cp.num_local_ranks() } noexcept -> std::same_as<std::uint32_t>;
+                             p.for_each_rank(f);
+                           };
+
+/// The least RankContext and ParallelStrategy. Declared, not defined.
+struct RankContextArchetype {
+  Rank rank() const noexcept;
+  std::uint32_t world_size() const noexcept;
+  Shard layers(std::int32_t) const;
+  Shard slice(std::int32_t) const;
+  template <class T>
+  void all_reduce_sum(T*, std::int64_t);
+};
+struct ParallelStrategyArchetype {
+  using Context = RankContextArchetype;
+  std::uint32_t num_local_ranks() const noexcept;
+  template <class F>
+  void for_each_rank(F&&);
+};
+static_assert(ParallelStrategy<ParallelStrategyArchetype>);
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,34 @@
+#pragma once
+/// The ParallelStrategy of one rank: every shard is the whole, every sum is what it was.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+
+#include <cstdint>
+#include <utility>
+
+namespace nvl::inline NVL_ABI {
+
+class SingleDevice {
+ public:
+  struct Context {
+    static constexpr Rank rank() noexcept { return Rank{0}; }
+    static constexpr std::uint32_t world_size() noexcept { return 1; }
+    static constexpr Shard layers(std::int32_t n) noexcept { return {0, n}; }
+    static constexpr Shard slice(std::int32_t n) noexcept { return {0, n}; }
+    template <class T>
+    static constexpr void all_reduce_sum(T*, std::int64_t) noexcept {}
+  };
+
+  static constexpr std::uint32_t num_local_ranks() noexcept { return 1; }
+
+  template <class F>
+  void for_each_rank(F&& f) {
+    Context context;
+    std::forward<F>(f)(context, std::uint32_t{0});
+  }
+};
+static_assert(ParallelStrategy<SingleDevice>);
+
+}  // namespace nvl::inline NVL_ABI

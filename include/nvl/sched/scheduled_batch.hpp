@@ -1,0 +1,36 @@
+#pragma once
+/// A scheduler's answer: what the next step computes.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/sched/sequence.hpp>
+
+#include <cstdint>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// Tokens [first_position, first_position + num_tokens) of one sequence.
+struct ScheduledSeq {
+  Sequence* seq = nullptr;
+  std::int32_t first_position = 0;
+  std::int32_t num_tokens = 0;   // >= 1
+  bool needs_sample = false;     // the last of them is the last token known: its logits give the next
+};
+
+struct ScheduledBatch {
+  std::vector<ScheduledSeq> seqs;      // each sequence at most once
+  std::vector<Sequence*> preempted;    // by this call, in the order in which they lost their blocks
+  std::vector<BlockCopy> copies;       // before the step's tokens are computed
+  std::int32_t num_tokens = 0;         // sum over seqs
+
+  bool empty() const noexcept { return seqs.empty(); }
+  void clear() noexcept {
+    seqs.clear();
+    preempted.clear();
+    copies.clear();
+    num_tokens = 0;
+  }
+};
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,54 @@
+#pragma once
+/// One sequence of tokens on its way through the engine.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/kv/block_allocator.hpp>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// waiting -> running -> finished; preemption goes back from running to preempted (blocks given up, tokens kept).
+enum class SeqStatus : std::uint8_t { waiting, running, preempted, finished };
+
+/// Why a sequence ended. error: its logits were not finite, or the engine died.
+enum class FinishReason : std::uint8_t { none, stop, length, abort, error };
+
+constexpr std::string_view to_string(FinishReason reason) noexcept {
+  switch (reason) {
+    case FinishReason::none: return "none";
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::abort: return "abort";
+    case FinishReason::error: return "error";
+  }
+  return "none";
+}
+
+/// Prefill, chunk, decode, prefix hit and recompute are one thing: `num_computed` catches up with `tokens`.
+struct Sequence {
+  SeqId id{};
+  RequestId request{};
+  std::vector<TokenId> tokens;        // prompt, then output
+  std::int32_t num_prompt = 0;        // [tokens]
+  std::int32_t max_total_tokens = 0;  // [tokens] prompt + max_tokens, within the engine's max_model_len
+  std::int32_t num_computed = 0;      // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
+  std::vector<BlockId> block_table;   // physical block of each logical block
+  SeqStatus status = SeqStatus::waiting;
+  FinishReason finish_reason = FinishReason::none;
+  std::int32_t priority = 0;          // lower is served first, by policies that look
+  std::int32_t num_cached = 0;        // [tokens] found in the prefix cache at the last admission
+  std::int32_t num_preemptions = 0;
+  PrefixId prefix_root{};             // of the request's salt
+  PrefixId published_prefix{};        // ends the last published block
+  std::int32_t num_published = 0;     // [blocks] at the head of block_table that the prefix cache knows
+
+  std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
+  std::int32_t num_uncomputed() const noexcept { return num_tokens() - num_computed; }
+  std::int32_t num_output() const noexcept { return num_tokens() - num_prompt; }
+};
+
+}  // namespace nvl::inline NVL_ABI
