@@ -1,0 +1,48 @@
+# How nvl builds its own tests, examples and benchmarks. Nothing here reaches a host program.
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+if(PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+  endif()
+  set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
+endif()
+
+set(nvl_own_compile_options -Wall -Wextra -Wconversion -Wshadow)
+set(nvl_own_link_options "")
+if(NVL_WERROR)
+  list(APPEND nvl_own_compile_options -Werror)
+endif()
+if(NVL_MARCH)
+  list(APPEND nvl_own_compile_options -march=${NVL_MARCH})
+endif()
+if(NVL_SANITIZE)
+  list(APPEND nvl_own_compile_options -fsanitize=${NVL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  list(APPEND nvl_own_link_options -fsanitize=${NVL_SANITIZE})
+endif()
+if(NVL_ENABLE_COVERAGE)
+  list(APPEND nvl_own_compile_options --coverage -fprofile-update=atomic)
+  list(APPEND nvl_own_link_options --coverage)
+endif()
+
+# nvl_own_target(<target>): the flags above for one of nvl's own programs. Device code takes its flags from the CUDA presets.
+function(nvl_own_target target)
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${nvl_own_compile_options}>")
+  target_link_options(${target} PRIVATE ${nvl_own_link_options})
+endfunction()
+
+# ccache makes a second build of the same tree cheap. It takes -march=native for the same text on every machine, so what
+# `native` means here is made part of the key: a cache that is carried to another processor must not be used there.
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(NVL_CCACHE ccache)
+  mark_as_advanced(NVL_CCACHE)
+  if(NVL_CCACHE)
+    set(nvl_cpu "${NVL_MARCH}")
+    if(NVL_MARCH STREQUAL "native")
+      execute_process(COMMAND "${CMAKE_CXX_COMPILER}" -march=native -dM -E -x c++ /dev/null OUTPUT_VARIABLE nvl_cpu)
+      string(MD5 nvl_cpu "${nvl_cpu}")
+    endif()
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_NAMESPACE=nvl-${nvl_cpu}" "${NVL_CCACHE}")
+  endif()
+endif()

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Compiles the C++ of the documents.
+
+Every ```cpp block of README.md and docs/**/*.md that holds `int main` is compiled as it stands. A block that says
+`// from <file>` in its first line is an excerpt: each of its other lines has to stand in that file, in this order.
+"""
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+BLOCK = re.compile(r"^```(?:cpp|c\+\+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+EXCERPT = re.compile(r"//\s*from\s+(\S+)")
+
+
+def compile_problem(code, root, compiler):
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder) / "block.cpp"
+        source.write_text(code)
+        done = subprocess.run([compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{root / 'include'}", source],
+                              capture_output=True, text=True)
+        return done.stderr if done.returncode else None
+
+
+def excerpt_problem(code, file):
+    if not file.is_file():
+        return f"there is no {file}"
+    lines = iter([line.strip() for line in file.read_text(encoding="utf-8").splitlines()])
+    for wanted in (line.strip() for line in code.splitlines()[1:]):
+        if wanted and wanted not in ("...", "// ...") and wanted not in lines:  # `in` moves the iterator: the order counts
+            return f"this line is not in {file.name}, or not in this order: {wanted}"
+    return None
+
+
+def check(root, compiler):
+    """Problems, and the number of blocks that were checked."""
+    problems, checked = [], 0
+    for document in [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
+        text = document.read_text(encoding="utf-8") if document.is_file() else ""
+        for match in BLOCK.finditer(text):
+            code, line = match[1], text[: match.start()].count("\n") + 2
+            excerpt = EXCERPT.match(code)
+            problem = None
+            if excerpt:
+                problem, checked = excerpt_problem(code, root / excerpt[1]), checked + 1
+            if not problem and re.search(r"\bint main\b", code):
+                problem, checked = compile_problem(code, root, compiler), checked + 1
+            if problem:
+                problems.append(f"{document.relative_to(root)}:{line}: {problem}")
+    return problems, checked
+
+
+def self_test(compiler):
+    program = "#include <vector>\nint main() {\n  return std::vector<int>().size() == 0 ? 0 : 1;\n}\n"
+    cases = [  # text of the README, number of problems, number of blocks checked
+        (f"# A\n```cpp\n{program}```\n", 0, 1),
+        (f"```cpp\n{program.replace('vector>', 'nothing>')}```\n", 1, 1),
+        ("```cpp\nengine.submit(...);\n```\n", 0, 0),
+        ("```cpp\n// from a.cpp\nint main() {\n}\n```\n", 0, 2),
+        ("```cpp\n// from a.cpp\n  return 7;\n```\n", 1, 1),
+        ("```cpp\n// from a.cpp\n}\nint twice(int);\n```\n", 1, 1),
+        ("```cpp\n// from none.cpp\nint x;\n```\n", 1, 1),
+    ]
+    for text, problems, checked in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "README.md").write_text(text)
+            (root / "a.cpp").write_text("int twice(int);\n" + program)
+            found = check(root, compiler)
+            if (len(found[0]), found[1]) != (problems, checked):
+                sys.exit(f"self test: {found} for\n{text}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compiler", default="c++")
+    parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("root", nargs="?", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.self_test:
+        self_test(args.compiler)
+        return
+    problems, checked = check(args.root, args.compiler)
+    print("\n".join(problems) or f"{checked} blocks are right")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
