@@ -26,7 +26,7 @@ class ByteCursor {
   std::uint64_t offset() const noexcept { return offset_; }                     ///< [bytes] from the start
   std::uint64_t remaining() const noexcept { return bytes_.size() - offset_; }  ///< [bytes]
 
-  const std::byte* here() const noexcept { return bytes_.data() + offset_; }    ///< what is read next
+  const std::byte* here() const noexcept { return bytes_.data() + offset_; }  ///< what is read next
 
   template <class T>
     requires std::is_arithmetic_v<T>
@@ -38,7 +38,8 @@ class ByteCursor {
 
   std::span<const std::byte> take(std::uint64_t size, std::string_view what) {
     if (size > remaining()) {
-      fail(std::string(what) + " needs " + std::to_string(size) + " bytes, but only " + std::to_string(remaining()) + " are left");
+      fail(std::string(what) + " needs " + std::to_string(size) + " bytes, but only " + std::to_string(remaining()) +
+           " are left");
     }
     const auto result = bytes_.subspan(offset_, size);
     offset_ += size;

@@ -33,7 +33,19 @@ namespace nvl::inline NVL_ABI {
 
 /// Types of metadata values, numbered as in the file.
 enum class GgufType : std::uint32_t {
-  uint8, int8, uint16, int16, uint32, int32, float32, boolean, string, array, uint64, int64, float64,
+  uint8,
+  int8,
+  uint16,
+  int16,
+  uint32,
+  int32,
+  float32,
+  boolean,
+  string,
+  array,
+  uint64,
+  int64,
+  float64,
 };
 
 struct GgufTypeInfo {
@@ -43,8 +55,19 @@ struct GgufTypeInfo {
 
 /// Indexed by GgufType.
 inline constexpr std::array<GgufTypeInfo, 13> gguf_type_table{{
-    {"uint8", 1}, {"int8", 1}, {"uint16", 2}, {"int16", 2}, {"uint32", 4}, {"int32", 4}, {"float32", 4}, {"bool", 1},
-    {"string", 8}, {"array", 12}, {"uint64", 8}, {"int64", 8}, {"float64", 8},
+    {"uint8", 1},
+    {"int8", 1},
+    {"uint16", 2},
+    {"int16", 2},
+    {"uint32", 4},
+    {"int32", 4},
+    {"float32", 4},
+    {"bool", 1},
+    {"string", 8},
+    {"array", 12},
+    {"uint64", 8},
+    {"int64", 8},
+    {"float64", 8},
 }};
 
 constexpr const GgufTypeInfo& info(GgufType type) noexcept { return gguf_type_table[static_cast<std::size_t>(type)]; }
@@ -57,9 +80,7 @@ struct GgufValue {
   GgufType type{};                  // of the elements
   bool is_array = false;
 
-  std::string type_name() const {
-    return (is_array ? "an array of " : "a ") + std::string(info(type).name);
-  }
+  std::string type_name() const { return (is_array ? "an array of " : "a ") + std::string(info(type).name); }
 };
 
 /// One tensor; `name` and `data` point into the file.
@@ -67,7 +88,7 @@ struct GgufTensor {
   std::string_view name;
   std::array<std::int64_t, 4> dims{};  // [elements], outermost first, num_dims of them
   std::span<const std::byte> data;
-  std::uint64_t offset = 0;            // [bytes] from the start of the file
+  std::uint64_t offset = 0;  // [bytes] from the start of the file
   DType dtype = DType::float32;
   std::uint8_t num_dims = 0;
 
@@ -93,13 +114,40 @@ struct GgufTensorType {
 };
 
 inline constexpr std::array<GgufTensorType, 34> gguf_tensor_types{{
-    {0, "F32", DType::float32}, {1, "F16", DType::float16}, {2, "Q4_0", DType::q4_0}, {3, "Q4_1", DType::q4_1},
-    {6, "Q5_0", DType::q5_0}, {7, "Q5_1", DType::q5_1}, {8, "Q8_0", DType::q8_0}, {9, "Q8_1", {}}, {10, "Q2_K", {}},
-    {11, "Q3_K", {}}, {12, "Q4_K", DType::q4_k}, {13, "Q5_K", DType::q5_k}, {14, "Q6_K", DType::q6_k}, {15, "Q8_K", {}},
-    {16, "IQ2_XXS", {}}, {17, "IQ2_XS", {}}, {18, "IQ3_XXS", {}}, {19, "IQ1_S", {}}, {20, "IQ4_NL", {}}, {21, "IQ3_S", {}},
-    {22, "IQ2_S", {}}, {23, "IQ4_XS", {}}, {24, "I8", DType::int8}, {25, "I16", {}}, {26, "I32", DType::int32},
-    {27, "I64", DType::int64}, {28, "F64", {}}, {29, "IQ1_M", {}}, {30, "BF16", DType::bfloat16}, {34, "TQ1_0", {}},
-    {35, "TQ2_0", {}}, {39, "MXFP4", {}}, {40, "NVFP4", {}}, {41, "Q1_0", {}},
+    {0, "F32", DType::float32},
+    {1, "F16", DType::float16},
+    {2, "Q4_0", DType::q4_0},
+    {3, "Q4_1", DType::q4_1},
+    {6, "Q5_0", DType::q5_0},
+    {7, "Q5_1", DType::q5_1},
+    {8, "Q8_0", DType::q8_0},
+    {9, "Q8_1", {}},
+    {10, "Q2_K", {}},
+    {11, "Q3_K", {}},
+    {12, "Q4_K", DType::q4_k},
+    {13, "Q5_K", DType::q5_k},
+    {14, "Q6_K", DType::q6_k},
+    {15, "Q8_K", {}},
+    {16, "IQ2_XXS", {}},
+    {17, "IQ2_XS", {}},
+    {18, "IQ3_XXS", {}},
+    {19, "IQ1_S", {}},
+    {20, "IQ4_NL", {}},
+    {21, "IQ3_S", {}},
+    {22, "IQ2_S", {}},
+    {23, "IQ4_XS", {}},
+    {24, "I8", DType::int8},
+    {25, "I16", {}},
+    {26, "I32", DType::int32},
+    {27, "I64", DType::int64},
+    {28, "F64", {}},
+    {29, "IQ1_M", {}},
+    {30, "BF16", DType::bfloat16},
+    {34, "TQ1_0", {}},
+    {35, "TQ2_0", {}},
+    {39, "MXFP4", {}},
+    {40, "NVFP4", {}},
+    {41, "Q1_0", {}},
 }};
 
 inline std::string supported_gguf_tensor_types() {
@@ -231,10 +279,8 @@ class GgufFile {
       case GgufType::uint32:
       case GgufType::int32:
       case GgufType::uint64:
-      case GgufType::int64:
-        return true;
-      default:
-        return false;
+      case GgufType::int64: return true;
+      default: return false;
     }
   }
   static bool is_float(GgufType t) noexcept { return t == GgufType::float32 || t == GgufType::float64; }
@@ -275,7 +321,7 @@ class GgufFile {
 
   template <class Entry>
   static const Entry* lookup(const std::vector<Entry>& entries, const std::vector<std::uint32_t>& order,
-                             std::string_view Entry::* name, std::string_view wanted) noexcept {
+                             std::string_view Entry::*name, std::string_view wanted) noexcept {
     const auto found = std::lower_bound(order.begin(), order.end(), wanted,
                                         [&](std::uint32_t i, std::string_view text) { return entries[i].*name < text; });
     return found != order.end() && entries[*found].*name == wanted ? &entries[*found] : nullptr;
@@ -283,7 +329,8 @@ class GgufFile {
 
   /// Indices sorted by name; throws if two names are the same.
   template <class Entry>
-  std::vector<std::uint32_t> sorted_unique(const std::vector<Entry>& entries, std::string_view Entry::* name, const char* what) const {
+  std::vector<std::uint32_t> sorted_unique(const std::vector<Entry>& entries, std::string_view Entry::*name,
+                                           const char* what) const {
     std::vector<std::uint32_t> order(entries.size());
     std::iota(order.begin(), order.end(), 0u);
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return entries[a].*name < entries[b].*name; });
@@ -291,7 +338,8 @@ class GgufFile {
       const std::string_view text = entries[order[i]].*name;
       if (text == entries[order[i - 1]].*name) {
         const auto offset = reinterpret_cast<const std::byte*>(text.data()) - file_.bytes().data();
-        raise(FileError(path(), static_cast<std::uint64_t>(offset), "duplicate " + std::string(what) + " " + detail::quoted(text)));
+        raise(FileError(path(), static_cast<std::uint64_t>(offset),
+                        "duplicate " + std::string(what) + " " + detail::in_quotes(text)));
       }
     }
     return order;
@@ -303,8 +351,9 @@ class GgufFile {
     if (std::memcmp(magic.data(), "GGUF", 4) != 0) { in.fail_at(0, "does not begin with \"GGUF\": not a GGUF file"); }
     version_ = in.read<std::uint32_t>("version");
     if (version_ != 2 && version_ != 3) {
-      const std::string found = (version_ & 0xffffu) == 0 && version_ != 0 ? "version is " + std::to_string(version_) + " (big-endian?)"
-                                                                           : "version is " + std::to_string(version_);
+      const std::string found = (version_ & 0xffffu) == 0 && version_ != 0
+                                    ? "version is " + std::to_string(version_) + " (big-endian?)"
+                                    : "version is " + std::to_string(version_);
       in.fail_at(4, found + ": must be 2 or 3, little-endian");
     }
     const auto num_tensors = in.read<std::uint64_t>("number of tensors");
@@ -328,11 +377,12 @@ class GgufFile {
     place_tensors(in, info_offsets);
   }
 
-  static void require_count(const ByteCursor& in, std::uint64_t offset, std::uint64_t count, std::uint64_t limit, std::uint64_t item_bytes,
-                            const char* what) {
+  static void require_count(const ByteCursor& in, std::uint64_t offset, std::uint64_t count, std::uint64_t limit,
+                            std::uint64_t item_bytes, const char* what) {
     const std::uint64_t room = in.remaining() / item_bytes;
     if (count > room || count > limit) {
-      in.fail_at(offset, std::string(what) + " is " + std::to_string(count) + ": must be at most " + std::to_string(std::min(room, limit)) +
+      in.fail_at(offset, std::string(what) + " is " + std::to_string(count) + ": must be at most " +
+                             std::to_string(std::min(room, limit)) +
                              (room < limit ? ", which is all that this file can hold" : ""));
     }
   }
@@ -348,7 +398,8 @@ class GgufFile {
     GgufValue value;
     const auto key_bytes = in.read<std::uint64_t>("length of a key");
     if (key_bytes == 0 || key_bytes > GgufLimits::max_key_bytes) {
-      in.fail_at(start, "length of a key is " + std::to_string(key_bytes) + ": must be 1 to " + std::to_string(GgufLimits::max_key_bytes));
+      in.fail_at(start, "length of a key is " + std::to_string(key_bytes) + ": must be 1 to " +
+                            std::to_string(GgufLimits::max_key_bytes));
     }
     const auto key = in.take(key_bytes, "a key");
     value.key = {reinterpret_cast<const char*>(key.data()), key.size()};
@@ -360,7 +411,9 @@ class GgufFile {
       value.is_array = true;
       const std::uint64_t at = in.offset();
       value.type = parse_type(in, value.key);
-      if (value.type == GgufType::array) { in.fail_at(at, std::string(value.key) + " is an array of arrays: must be nested at most once"); }
+      if (value.type == GgufType::array) {
+        in.fail_at(at, std::string(value.key) + " is an array of arrays: must be nested at most once");
+      }
       value.count = in.read<std::uint64_t>(value.key);
       in.require_items(value.count, info(value.type).bytes, "length of array " + std::string(value.key));
     }
@@ -368,12 +421,13 @@ class GgufFile {
     if (value.type == GgufType::string) {
       for (std::uint64_t i = 0; i < value.count; ++i) { take_string(in, value.key); }
     } else {
-      const auto bytes = in.take(value.count * info(value.type).bytes, value.key);  // cannot wrap: count was compared with the rest
+      const auto bytes =
+          in.take(value.count * info(value.type).bytes, value.key);  // cannot wrap: count was compared with the rest
       if (value.type == GgufType::boolean) {
         for (const std::byte b : bytes) {
           if (b > std::byte{1}) {
-            in.fail_at(in.offset() - bytes.size(),
-                       std::string(value.key) + " holds the bool " + std::to_string(std::to_integer<int>(b)) + ": must be 0 or 1");
+            in.fail_at(in.offset() - bytes.size(), std::string(value.key) + " holds the bool " +
+                                                       std::to_string(std::to_integer<int>(b)) + ": must be 0 or 1");
           }
         }
       }
@@ -411,7 +465,9 @@ class GgufFile {
     }
     const auto name_span = in.take(name_bytes, "a tensor name");
     tensor.name = {reinterpret_cast<const char*>(name_span.data()), name_span.size()};
-    const auto fail_here = [&](const std::string& what) { in.fail_at(start, "tensor " + detail::quoted(tensor.name) + ": " + what); };
+    const auto fail_here = [&](const std::string& what) {
+      in.fail_at(start, "tensor " + detail::in_quotes(tensor.name) + ": " + what);
+    };
 
     const auto num_dims = in.read<std::uint32_t>("number of dimensions");
     if (num_dims < 1 || num_dims > 4) { fail_here("number of dimensions is " + std::to_string(num_dims) + ": must be 1 to 4"); }
@@ -426,10 +482,12 @@ class GgufFile {
     const auto type = in.read<std::uint32_t>("tensor type");
     const auto row = std::find_if(detail::gguf_tensor_types.begin(), detail::gguf_tensor_types.end(),
                                   [&](const detail::GgufTensorType& t) { return t.code == type; });
-    if (row == detail::gguf_tensor_types.end()) { fail_here("type is " + std::to_string(type) + ": must be one of GGUF's tensor types"); }
+    if (row == detail::gguf_tensor_types.end()) {
+      fail_here("type is " + std::to_string(type) + ": must be one of GGUF's tensor types");
+    }
     if (!row->dtype) {
-      raise(Unsupported(path() + ": tensor " + detail::quoted(tensor.name) + " has type " + std::string(row->name) + "; nvl reads " +
-                        detail::supported_gguf_tensor_types()));
+      raise(Unsupported(path() + ": tensor " + detail::in_quotes(tensor.name) + " has type " + std::string(row->name) +
+                        "; nvl reads " + detail::supported_gguf_tensor_types()));
     }
     tensor.dtype = *row->dtype;
     tensor.offset = in.read<std::uint64_t>("tensor offset");
@@ -460,17 +518,20 @@ class GgufFile {
     data_offset_ = *begin;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       GgufTensor& tensor = tensors_[i];
-      const auto fail_here = [&](const std::string& what) { in.fail_at(info_offsets[i], "tensor " + detail::quoted(tensor.name) + ": " + what); };
+      const auto fail_here = [&](const std::string& what) {
+        in.fail_at(info_offsets[i], "tensor " + detail::in_quotes(tensor.name) + ": " + what);
+      };
       const std::int64_t row = tensor.shape().back();
       const DTypeInfo& type = info(tensor.dtype);
       if (row % type.block_elements != 0) {
-        fail_here("rows have " + std::to_string(row) + " elements: must be a multiple of " + std::to_string(type.block_elements) + ", the block of " +
-                  std::string(type.name));
+        fail_here("rows have " + std::to_string(row) + " elements: must be a multiple of " + std::to_string(type.block_elements) +
+                  ", the block of " + std::string(type.name));
       }
       const auto size = tensor_bytes(tensor);
       if (!size) { fail_here("the product of its dimensions passes 2^63 - 1 bytes or elements"); }
       if (tensor.offset % alignment_ != 0) {
-        fail_here("offset is " + std::to_string(tensor.offset) + ": must be a multiple of the alignment " + std::to_string(alignment_));
+        fail_here("offset is " + std::to_string(tensor.offset) + ": must be a multiple of the alignment " +
+                  std::to_string(alignment_));
       }
       const std::uint64_t room = file_bytes - data_offset_;
       if (tensor.offset > room || *size > room - tensor.offset) {
@@ -486,12 +547,14 @@ class GgufFile {
   void require_disjoint(const ByteCursor& in, const std::vector<std::uint64_t>& info_offsets) const {
     std::vector<std::uint32_t> order(tensors_.size());
     std::iota(order.begin(), order.end(), 0u);
-    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return tensors_[a].offset < tensors_[b].offset; });
+    std::sort(order.begin(), order.end(),
+              [&](std::uint32_t a, std::uint32_t b) { return tensors_[a].offset < tensors_[b].offset; });
     for (std::size_t i = 1; i < order.size(); ++i) {
       const GgufTensor& before = tensors_[order[i - 1]];
       const GgufTensor& after = tensors_[order[i]];
       if (before.offset + before.data.size() > after.offset) {
-        in.fail_at(info_offsets[order[i]], "tensors " + detail::quoted(before.name) + " and " + detail::quoted(after.name) + " overlap");
+        in.fail_at(info_offsets[order[i]],
+                   "tensors " + detail::in_quotes(before.name) + " and " + detail::in_quotes(after.name) + " overlap");
       }
     }
   }

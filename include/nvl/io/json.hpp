@@ -86,7 +86,7 @@ class JsonBuilder {
     if (!pay(map_node_bytes + name.size())) { return false; }
     auto& members = open_.back()->get_ref<json::object_t&>();
     const auto [slot, inserted] = members.try_emplace(std::move(name));
-    if (!inserted) { return stop("duplicate key " + quoted(slot->first)); }
+    if (!inserted) { return stop("duplicate key " + in_quotes(slot->first)); }
     member_ = &slot->second;
     return true;
   }
@@ -159,7 +159,8 @@ class JsonBuilder {
   std::size_t used_bytes_ = 0;
 };
 
-[[noreturn]] inline void fail_json(const std::string& path, std::string_view key, const std::string& value, const std::string& rule) {
+[[noreturn]] inline void fail_json(const std::string& path, std::string_view key, const std::string& value,
+                                   const std::string& rule) {
   raise(FileError(path, std::string(key) + " is " + value + ": must be " + rule));
 }
 
@@ -210,12 +211,14 @@ inline std::int64_t json_to_int(const nlohmann::json& value, std::string_view na
                      value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()));
   const std::int64_t number = fits ? value.get<std::int64_t>() : 0;
   if (!fits || number < low || number > high) {
-    detail::fail_json(path, name, detail::describe(value), "an integer from " + std::to_string(low) + " to " + std::to_string(high));
+    detail::fail_json(path, name, detail::describe(value),
+                      "an integer from " + std::to_string(low) + " to " + std::to_string(high));
   }
   return number;
 }
 
-inline double json_to_float(const nlohmann::json& value, std::string_view name, double low, double high, const std::string& path) {
+inline double json_to_float(const nlohmann::json& value, std::string_view name, double low, double high,
+                            const std::string& path) {
   const double number = value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
   if (!(number >= low && number <= high)) {
     detail::fail_json(path, name, detail::describe(value),
@@ -251,7 +254,8 @@ inline std::optional<bool> json_optional_bool(const nlohmann::json& object, std:
   return value != nullptr ? std::optional(json_to_bool(*value, key, path)) : std::nullopt;
 }
 
-inline std::optional<std::string> json_optional_string(const nlohmann::json& object, std::string_view key, const std::string& path) {
+inline std::optional<std::string> json_optional_string(const nlohmann::json& object, std::string_view key,
+                                                       const std::string& path) {
   const nlohmann::json* const value = json_find(object, key);
   return value != nullptr ? std::optional(json_to_string(*value, key, path)) : std::nullopt;
 }

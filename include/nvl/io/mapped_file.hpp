@@ -70,8 +70,8 @@ class MappedFile {
     if (file_.get() < 0) { return; }
     const Stat now = status();
     if (now.st_size != status_.st_size) {
-      raise(FileError(path_, "changed while it was in use: its size was " + std::to_string(status_.st_size) + " bytes and is now " +
-                                 std::to_string(now.st_size)));
+      raise(FileError(path_, "changed while it was in use: its size was " + std::to_string(status_.st_size) +
+                                 " bytes and is now " + std::to_string(now.st_size)));
     }
     if (now.st_mtim.tv_sec != status_.st_mtim.tv_sec || now.st_mtim.tv_nsec != status_.st_mtim.tv_nsec) {
       raise(FileError(path_, "changed while it was in use: it was written to"));

@@ -17,6 +17,8 @@ inline std::string printable(std::string_view text, std::size_t max_bytes = 160)
 }
 
 /// printable() in double quotes.
-inline std::string quoted(std::string_view text, std::size_t max_bytes = 160) { return '"' + printable(text, max_bytes) + '"'; }
+inline std::string in_quotes(std::string_view text, std::size_t max_bytes = 160) {
+  return '"' + printable(text, max_bytes) + '"';
+}
 
 }  // namespace nvl::inline NVL_ABI::detail
