@@ -16,7 +16,6 @@ RULES = [
     ("exit or abort in a library", re.compile(r"\b(std::)?(exit|_exit|quick_exit)\s*\("), HEADERS),
     ("rand() instead of the keyed generator", re.compile(r"\b(std::)?s?rand\s*\("), CODE),
     ("a tab", re.compile(r"\t"), CODE),
-    ("a line of more than 130 characters", re.compile(r"^.{131}"), HEADERS),
 ]
 MAX_LINES = 600
 
@@ -42,7 +41,7 @@ def self_test():
     import tempfile
     cases = {"#include <iostream>": 1, "using namespace std;": 1, "namespace {": 1, "#define MAX 3": 1, "#define NVL_MAX 3": 0,
              "// TO" + "DO later": 1, "std::reg" + "ex r;": 1, "exit(1);": 1, "int x;": 0, "int xs[3];  // exits in order": 0,
-             "x" * 131: 1, "x" * 130: 0, "\tint x;": 1}
+             "\tint x;": 1}
     for line, expected in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             header = pathlib.Path(folder) / "include" / "nvl" / "a.hpp"
