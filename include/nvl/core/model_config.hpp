@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct RopeConfig {
   double beta_slow = 1.0;                  // yarn
   double attention_factor = 0.0;           // yarn: multiplies cos and sin; 0 = 0.1 ln(factor) + 1
   bool truncate = true;                    // yarn: round the correction range to whole dimensions
+  std::vector<float> freq_factors;         // [head_dim / 2] each inverse frequency is divided by its factor, after all
+                                           // scaling above; empty = none. GGUF files store llama3 scaling like this.
 };
 
 struct ModelConfig {
@@ -104,6 +107,11 @@ inline void validate(const ModelConfig& c) {
                 "rope_scaling.beta_fast", r.beta_fast, "above beta_slow, and both positive");
     NVL_EXPECTS(std::isfinite(r.attention_factor) && r.attention_factor >= 0, "rope_scaling.attention_factor", r.attention_factor,
                 "not negative");
+  }
+  NVL_EXPECTS(r.freq_factors.empty() || std::ssize(r.freq_factors) == c.head_dim / 2, "number of rope frequency factors",
+              r.freq_factors.size(), "0 or head_dim / 2 (" + std::to_string(c.head_dim / 2) + ")");
+  for (const float f : r.freq_factors) {
+    NVL_EXPECTS(std::isfinite(f) && f > 0, "rope frequency factor", f, "finite and positive");
   }
   for (const TokenId id : c.eos_token_ids) { NVL_EXPECTS(id >= 0 && id < c.vocab_size, "eos_token_id", id, "below vocab_size"); }
 }

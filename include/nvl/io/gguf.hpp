@@ -160,7 +160,7 @@ inline std::string supported_gguf_tensor_types() {
 
 /// Unaligned little-endian load.
 template <class T>
-T load(const std::byte* data) noexcept {
+T load_le(const std::byte* data) noexcept {
   T value;
   std::memcpy(&value, data, sizeof(T));
   return value;
@@ -168,7 +168,7 @@ T load(const std::byte* data) noexcept {
 
 /// The string at `data` and the position behind it. Its extent was checked when the file was opened.
 inline std::pair<std::string_view, const std::byte*> load_gguf_string(const std::byte* data) noexcept {
-  const auto size = load<std::uint64_t>(data);
+  const auto size = load_le<std::uint64_t>(data);
   const std::byte* const first = data + sizeof(std::uint64_t);
   return {{reinterpret_cast<const char*>(first), size}, first + size};
 }
@@ -206,7 +206,7 @@ class GgufFile {
 
   std::optional<bool> find_bool(std::string_view key) const {
     const GgufValue* const value = find_scalar(key, "a bool", [](GgufType t) { return t == GgufType::boolean; });
-    return value != nullptr ? std::optional(detail::load<std::uint8_t>(value->data) != 0) : std::nullopt;
+    return value != nullptr ? std::optional(detail::load_le<std::uint8_t>(value->data) != 0) : std::nullopt;
   }
 
   std::optional<double> find_float(std::string_view key) const {
@@ -224,7 +224,7 @@ class GgufFile {
   std::optional<std::uint64_t> find_uint(std::string_view key) const {
     const GgufValue* const value = find_scalar(key, "an integer", is_integer);
     if (value == nullptr) { return std::nullopt; }
-    if (value->type == GgufType::uint64) { return detail::load<std::uint64_t>(value->data); }
+    if (value->type == GgufType::uint64) { return detail::load_le<std::uint64_t>(value->data); }
     const std::int64_t number = load_int(*value, value->data);
     if (number < 0) { fail(*value, std::to_string(number), "not negative"); }
     return static_cast<std::uint64_t>(number);
@@ -286,21 +286,21 @@ class GgufFile {
   static bool is_float(GgufType t) noexcept { return t == GgufType::float32 || t == GgufType::float64; }
 
   static double load_float(GgufType type, const std::byte* data) noexcept {
-    return type == GgufType::float32 ? static_cast<double>(detail::load<float>(data)) : detail::load<double>(data);
+    return type == GgufType::float32 ? static_cast<double>(detail::load_le<float>(data)) : detail::load_le<double>(data);
   }
 
   std::int64_t load_int(const GgufValue& value, const std::byte* data) const {
     switch (value.type) {
-      case GgufType::uint8: return detail::load<std::uint8_t>(data);
-      case GgufType::int8: return detail::load<std::int8_t>(data);
-      case GgufType::uint16: return detail::load<std::uint16_t>(data);
-      case GgufType::int16: return detail::load<std::int16_t>(data);
-      case GgufType::uint32: return detail::load<std::uint32_t>(data);
-      case GgufType::int32: return detail::load<std::int32_t>(data);
-      case GgufType::int64: return detail::load<std::int64_t>(data);
+      case GgufType::uint8: return detail::load_le<std::uint8_t>(data);
+      case GgufType::int8: return detail::load_le<std::int8_t>(data);
+      case GgufType::uint16: return detail::load_le<std::uint16_t>(data);
+      case GgufType::int16: return detail::load_le<std::int16_t>(data);
+      case GgufType::uint32: return detail::load_le<std::uint32_t>(data);
+      case GgufType::int32: return detail::load_le<std::int32_t>(data);
+      case GgufType::int64: return detail::load_le<std::int64_t>(data);
       default: break;
     }
-    const auto number = detail::load<std::uint64_t>(data);
+    const auto number = detail::load_le<std::uint64_t>(data);
     if (!std::in_range<std::int64_t>(number)) { fail(value, std::to_string(number), "at most 2^63 - 1"); }
     return static_cast<std::int64_t>(number);
   }
@@ -448,7 +448,7 @@ class GgufFile {
     const GgufValue* const value = find("general.alignment");
     if (value == nullptr) { return; }
     if (value->is_array || value->type != GgufType::uint32) { fail(*value, value->type_name(), "a uint32"); }
-    alignment_ = detail::load<std::uint32_t>(value->data);
+    alignment_ = detail::load_le<std::uint32_t>(value->data);
     if (!std::has_single_bit(alignment_) || alignment_ > GgufLimits::max_alignment) {
       fail(*value, std::to_string(alignment_), "a power of two, at most " + std::to_string(GgufLimits::max_alignment));
     }
