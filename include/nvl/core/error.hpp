@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -81,6 +82,23 @@ template <class E>
 #else
   static_cast<void>(error);
   std::abort();
+#endif
+}
+
+/// Calls `work()`; if it throws, calls `on_error(message)` instead of letting the exception out.
+template <class Work, class OnError>
+void contain(Work&& work, OnError&& on_error) {
+#if defined(__cpp_exceptions)
+  try {
+    std::forward<Work>(work)();
+  } catch (const std::exception& error) {
+    std::forward<OnError>(on_error)(error.what());
+  } catch (...) {
+    std::forward<OnError>(on_error)("an exception that is not a std::exception");
+  }
+#else
+  static_cast<void>(on_error);
+  std::forward<Work>(work)();
 #endif
 }
 

@@ -37,7 +37,7 @@ concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t cou
 
 /// | expression            | returns       | meaning                                                                               |
 /// |-----------------------|---------------|---------------------------------------------------------------------------------------|
-/// | `P::Context`          |               | a RankContext                                                                         |
+/// | `P::Context`          |               | a RankContext; lives at one address as long as the strategy does                      |
 /// | `cp.num_local_ranks()`| std::uint32_t | ranks that this process drives                                                        |
 /// | `p.for_each_rank(f)`  | void          | calls `f(context, i)`, 0 <= i < num_local_ranks, once a rank and side by side; returns|
 /// |                       |               | when all did; the first exception of any rank is thrown again here                    |

@@ -25,9 +25,11 @@ class SingleDevice {
 
   template <class F>
   void for_each_rank(F&& f) {
-    Context context;
-    std::forward<F>(f)(context, std::uint32_t{0});
+    std::forward<F>(f)(context_, std::uint32_t{0});
   }
+
+ private:
+  Context context_;
 };
 static_assert(ParallelStrategy<SingleDevice>);
 

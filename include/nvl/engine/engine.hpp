@@ -1,0 +1,471 @@
+#pragma once
+/// The engine: four policies, one type. It validates requests, asks the scheduler for a step, has the ranks run it, and turns
+/// what they sampled into tokens, text and results.
+
+#include <nvl/attention/attention_backend.hpp>
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/engine/engine_options.hpp>
+#include <nvl/engine/engine_stats.hpp>
+#include <nvl/engine/request.hpp>
+#include <nvl/engine/request_state.hpp>
+#include <nvl/engine/step_builder.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/model/model_runner.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/sched/publish.hpp>
+#include <nvl/sched/scheduler_policy.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// One model on the ranks of one strategy. Not thread-safe: one thread calls it. Requests run only inside `step`.
+template <class Scheduler, class Allocator, class Attention, class Parallel>
+class Engine {
+  static_assert(BlockAllocator<Allocator>, "nvl::Engine: the second policy is no BlockAllocator (kv/block_allocator.hpp)");
+  static_assert(SchedulerPolicy<Scheduler, Allocator>, "nvl::Engine: the first policy is no SchedulerPolicy (sched/scheduler_policy.hpp)");
+  static_assert(AttentionBackend<Attention>, "nvl::Engine: the third policy is no AttentionBackend (attention/attention_backend.hpp)");
+  static_assert(ParallelStrategy<Parallel>, "nvl::Engine: the fourth policy is no ParallelStrategy (parallel/parallel_strategy.hpp)");
+  static_assert(std::is_same_v<typename Attention::Element, typename Attention::Ops::Element>,
+                "nvl::Engine: the attention backend and its ops must have the same Element");
+  static_assert([] {
+    if constexpr (requires { Allocator::block_size; }) { return Allocator::block_size == Attention::block_size; }
+    return true;
+  }(), "nvl::Engine: the allocator is made for another block size than the attention backend: change one of them");
+
+ public:
+  using Element = typename Attention::Element;
+  using Device = typename Attention::Ops::Device;
+  template <class S>
+  using with_scheduler = Engine<S, Allocator, Attention, Parallel>;
+  template <class A>
+  using with_allocator = Engine<Scheduler, A, Attention, Parallel>;
+  template <class B>
+  using with_attention = Engine<Scheduler, Allocator, B, Parallel>;
+  template <class P>
+  using with_parallel = Engine<Scheduler, Allocator, Attention, P>;
+
+  static constexpr std::int32_t block_size = Attention::block_size;  // [tokens]
+
+  /// Validates, plans memory, allocates it and loads the weights; `source` is not needed afterwards.
+  /// \throws InvalidArgument, Unsupported or OutOfMemory before anything is allocated; what `source` throws.
+  template <WeightSource Source>
+  Engine(const ModelConfig& config, const Source& source, const EngineOptions& options = {}, const LoadProgress& progress = {},
+         Parallel parallel = {})
+      : config_(checked(config)),
+        options_(options),
+        plan_(plan_memory(config_, options_, block_size, sizeof(Element), Device::available_bytes(options_.device))),
+        allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks), .block_size = block_size}),
+        scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
+                                    .max_num_batched_tokens = options_.max_num_batched_tokens,
+                                    .block_size = block_size}),
+        parallel_(std::move(parallel)),
+        random_(options_.seed ? *options_.seed : random_seed()) {
+    ranks_.resize(parallel_.num_local_ranks());
+    const RunnerShape shape{.num_blocks = plan_.num_blocks,
+                            .block_size = block_size,
+                            .max_num_tokens = options_.max_num_batched_tokens,
+                            .max_num_samples = options_.max_num_seqs,
+                            .max_model_len = plan_.max_model_len};
+    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
+      ranks_[i] = std::make_unique<RankState>(config_, source, shape, options_.device, context, i == 0 ? progress : LoadProgress{});
+    });
+  }
+
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Requests that have not finished are aborted: each still gets its on_finish.
+  ~Engine() {
+    contain([&] { finish_all(FinishReason::abort, {}); }, [](const char*) {});
+  }
+
+  /// Queues a request; it runs in `step`.
+  /// \throws InvalidArgument that names the parameter, its value and the rule; Error if the engine has failed. Then nothing changed.
+  RequestId submit(Request request, RequestCallbacks callbacks = {}) {
+    if (!failure_.empty()) { raise(Error("the engine has failed and takes no request: " + failure_)); }
+    validate_request(request);
+    auto state = std::make_unique<RequestState>();
+    state->id = SeqId{next_id_};
+    state->request = RequestId{next_id_};
+    state->num_prompt = static_cast<std::int32_t>(request.prompt_ids.size());
+    state->max_total_tokens = total_tokens(request);
+    state->priority = request.priority;
+    state->seed = request.sampling.seed ? *request.sampling.seed : random_();
+    state->stop_ids = request.sampling.stop_token_ids;
+    if (!request.sampling.ignore_eos) {
+      state->stop_ids.insert(state->stop_ids.end(), config_.eos_token_ids.begin(), config_.eos_token_ids.end());
+    }
+    state->tokens = std::move(request.prompt_ids);
+    state->tokens.reserve(static_cast<std::size_t>(std::min(state->max_total_tokens, state->num_prompt + 1024)));
+    state->sampling = std::move(request.sampling);
+    if (options_.token_text) { state->text_stream.emplace(*options_.token_text, state->sampling); }
+    if constexpr (PrefixCachingAllocator<Allocator>) { state->prefix_root = allocator_.root(request.cache_salt); }
+    state->callbacks = std::move(callbacks);
+    state->submitted = RequestState::Clock::now();
+    RequestState& queued = *state;
+    const RequestId id = queued.request;
+    requests_.emplace(id, std::move(state));
+    std::string error;
+    contain([&] { scheduler_.add(queued); }, [&](const char* what) { error = what; });
+    if (!error.empty()) {
+      requests_.erase(id);
+      raise(Error("the scheduler refused the request: " + error));
+    }
+    ++next_id_;
+    ++stats_.num_submitted;
+    return id;
+  }
+
+  /// Ends a request wherever it is; its on_finish is called before this returns. False if it is unknown or has finished.
+  bool abort(RequestId id) {
+    const auto found = requests_.find(id);
+    if (found == requests_.end()) { return false; }
+    finish(*found->second, FinishReason::abort);
+    return true;
+  }
+
+  /// Plans and runs one step and reports what came of it through the requests' callbacks. False if there was nothing to do.
+  /// If the device fails, every request finishes with FinishReason::error and `failure` says why.
+  bool step() {
+    NVL_EXPECTS(!in_step_, "step", "called from a callback", "called by the engine's owner only");
+    in_step_ = true;
+    finished_.clear();
+    bool worked = false;
+    contain([&] { worked = run_step(); }, [&](const char* what) { fail(what); });
+    in_step_ = false;
+    return worked;
+  }
+
+  bool has_work() const noexcept { return !requests_.empty(); }
+
+  /// Runs `requests` to the end, along with whatever else was submitted, and returns their results in order.
+  std::vector<Completion> generate(std::vector<Request> requests) {
+    std::vector<Completion> results(requests.size());
+    std::size_t remaining = requests.size();
+    for (std::size_t i = 0; i < requests.size(); ++i) { validate_request(requests[i]); }
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      submit(std::move(requests[i]), {.on_token = {}, .on_finish = [&results, &remaining, i](const Completion& done) {
+                                        results[i] = done;
+                                        --remaining;
+                                      }});
+    }
+    while (remaining > 0) { step(); }
+    return results;
+  }
+
+  /// Calls `visit(position, logits)` for each token of `ids`, logits being a std::span<const float> of vocab_size that predicts
+  /// the token after it. Takes free blocks of the KV cache while it runs and leaves the prefix cache alone.
+  /// \throws InvalidArgument for ids out of range or more than the cache has room for.
+  template <class Visit>
+  void prompt_logits(std::span<const TokenId> ids, Visit&& visit) {
+    validate_ids(ids);
+    const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
+    RequestState probe;
+    probe.tokens.assign(ids.begin(), ids.end());
+    probe.num_prompt = probe.num_tokens();
+    probe.block_table.resize(num_blocks);
+    const bool allocated = allocator_.try_allocate(probe.block_table);
+    NVL_EXPECTS(allocated, "prompt of " + std::to_string(ids.size()) + " tokens", num_blocks,
+                "blocks at most (" + std::to_string(allocator_.num_free()) + " are free)");
+    const std::int32_t chunk = std::min(options_.max_num_seqs, options_.max_num_batched_tokens);
+    std::string error;
+    contain(
+        [&] {
+          for (std::int32_t first = 0; first < probe.num_prompt; first += chunk) {
+            const std::int32_t count = std::min(chunk, probe.num_prompt - first);
+            visit_chunk_logits(probe, first, count, visit);
+          }
+        },
+        [&](const char* what) { error = what; });
+    allocator_.release(probe.block_table);
+    if (!error.empty()) { raise(Error("prompt_logits: " + error)); }
+  }
+
+  EngineStats stats() const {
+    EngineStats stats = stats_;
+    stats.num_waiting = scheduler_.num_waiting();
+    stats.num_running = scheduler_.num_running();
+    stats.num_blocks = allocator_.num_blocks();
+    stats.num_free_blocks = allocator_.num_free();
+    return stats;
+  }
+
+  /// Empty, or why the engine died.
+  const std::string& failure() const noexcept { return failure_; }
+  const ModelConfig& config() const noexcept { return config_; }
+  const EngineOptions& options() const noexcept { return options_; }
+  const MemoryPlan& memory_plan() const noexcept { return plan_; }
+  const Allocator& allocator() const noexcept { return allocator_; }
+
+ private:
+  struct RankState {
+    template <class Source>
+    RankState(const ModelConfig& config, const Source& source, const RunnerShape& shape, const DeviceOptions& options,
+              typename Parallel::Context& context, const LoadProgress& progress)
+        : device(options), runner(config, source, shape, device, context, progress) {}
+
+    Device device;
+    ModelRunner<Attention, Parallel> runner;
+    const StepOutput* output = nullptr;
+  };
+
+  static const ModelConfig& checked(const ModelConfig& config) {
+    validate(config);
+    if (!Attention::supports(config.head_dim)) {
+      raise(Unsupported("head_dim " + std::to_string(config.head_dim) + " is not one that this engine's attention backend is compiled for"));
+    }
+    return config;
+  }
+
+  static std::uint64_t random_seed() {
+    std::random_device source;
+    return (std::uint64_t{source()} << 32) | source();
+  }
+
+  std::int32_t total_tokens(const Request& request) const noexcept {
+    const std::int64_t wanted = static_cast<std::int64_t>(request.prompt_ids.size()) + request.sampling.max_tokens;
+    return static_cast<std::int32_t>(std::min<std::int64_t>(wanted, plan_.max_model_len));
+  }
+
+  void validate_ids(std::span<const TokenId> ids) const {
+    NVL_EXPECTS(!ids.empty(), "prompt_ids", "empty", "at least one token");
+    NVL_EXPECTS(std::ssize(ids) <= plan_.max_model_len, "prompt_ids length", ids.size(),
+                "at most max_model_len (" + std::to_string(plan_.max_model_len) + ")");
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      NVL_EXPECTS(ids[i] >= 0 && ids[i] < config_.vocab_size, "prompt_ids[" + std::to_string(i) + "]", ids[i],
+                  "below the vocabulary size (" + std::to_string(config_.vocab_size) + ")");
+    }
+  }
+
+  void validate_request(const Request& request) const {
+    validate_ids(request.prompt_ids);
+    NVL_EXPECTS(std::ssize(request.prompt_ids) < plan_.max_model_len, "prompt_ids length", request.prompt_ids.size(),
+                "below max_model_len (" + std::to_string(plan_.max_model_len) + "), to leave room for an output token");
+    validate(request.sampling, config_.vocab_size, options_.limits);
+    NVL_EXPECTS(request.sampling.stop.empty() || options_.token_text, "stop", request.sampling.stop.size(),
+                "empty: this engine has no TokenText to match strings against");
+    // The last token's K and V are never stored.
+    const std::int64_t stored = total_tokens(request) - 1;
+    const std::int64_t blocks = ceil_div<std::int64_t>(stored, block_size);
+    NVL_EXPECTS(blocks <= plan_.num_blocks, "KV blocks of the request", blocks,
+                "at most the " + std::to_string(plan_.num_blocks) + " of the KV cache: " + std::to_string(request.prompt_ids.size()) +
+                    " prompt + " + std::to_string(request.sampling.max_tokens) + " max_tokens - 1 = " + std::to_string(stored) +
+                    " tokens in blocks of " + std::to_string(block_size));
+  }
+
+  bool run_step() {
+    batch_.clear();
+    scheduler_.schedule(allocator_, batch_);
+    stats_.num_preemptions += batch_.preempted.size();
+    if (batch_.empty()) {
+      if (has_work()) { raise(Error("the scheduler has requests but planned nothing")); }
+      return false;
+    }
+    note_admissions();
+    // Two buffers: what step N + 1 writes is never what step N reads.
+    const StepInput& in = build_step_input(batch_, block_size, next_step_, buffers_[next_step_ % buffers_.size()]);
+    ++next_step_;
+    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
+      ranks_[i]->runner.launch(in);
+      ranks_[i]->output = &ranks_[i]->runner.collect();
+    });
+    commit(*ranks_.front()->output);
+    return true;
+  }
+
+  void note_admissions() {
+    const auto now = RequestState::Clock::now();
+    for (const ScheduledSeq& entry : batch_.seqs) {
+      RequestState& request = state_of(*entry.seq);
+      if (request.was_scheduled) { continue; }
+      request.was_scheduled = true;
+      request.scheduled = now;
+      stats_.prompt_tokens += static_cast<std::uint64_t>(request.num_prompt);
+      stats_.cached_prompt_tokens += static_cast<std::uint64_t>(request.num_cached);
+    }
+    ++stats_.num_steps;
+    stats_.scheduled_seqs += batch_.seqs.size();
+    stats_.computed_tokens += static_cast<std::uint64_t>(batch_.num_tokens);
+  }
+
+  /// Appends what was sampled, publishes full blocks, applies the stop rules.
+  void commit(const StepOutput& output) {
+    const auto now = RequestState::Clock::now();
+    std::size_t row = 0;
+    for (const ScheduledSeq& entry : batch_.seqs) {
+      RequestState& request = state_of(*entry.seq);
+      const SampledToken* sampled = entry.needs_sample ? &output.sampled[row++] : nullptr;
+      if (request.status == SeqStatus::finished) { continue; }  // a callback of this very step aborted it
+      if (sampled != nullptr && !sampled->finite) {
+        forget_blocks(request);
+        finish(request, FinishReason::error, "the model's logits are not finite (NaN or infinity)");
+        continue;
+      }
+      publish_full_blocks(request, allocator_, block_size);
+      if (sampled != nullptr) { accept(request, *sampled, now); }
+    }
+  }
+
+  void accept(RequestState& request, const SampledToken& sampled, RequestState::Clock::time_point now) {
+    request.tokens.push_back(sampled.token);
+    if (request.num_output() == 1) { request.first_token = now; }
+    request.last_token = now;
+    ++stats_.generated_tokens;
+    if (request.sampling.logprobs) { request.logprobs.push_back(sampled); }
+
+    const bool at_stop_id = std::find(request.stop_ids.begin(), request.stop_ids.end(), sampled.token) != request.stop_ids.end();
+    const bool at_length = request.num_tokens() >= request.max_total_tokens;
+    bool at_stop_string = false;
+    std::string piece;
+    if (request.text_stream && !at_stop_id) {
+      piece = request.text_stream->push(sampled.token, request.num_output() >= request.sampling.min_tokens);
+      at_stop_string = request.text_stream->stopped();
+    }
+    const bool ends = at_stop_id || at_stop_string || at_length;
+    if (ends && request.text_stream) { piece += request.text_stream->finish(); }
+    request.text += piece;
+    if (!report_token(request, sampled, piece) || request.status == SeqStatus::finished) { return; }
+    if (at_stop_id || at_stop_string) {
+      if (at_stop_id) { request.stop_token = sampled.token; }
+      finish(request, FinishReason::stop);
+    } else if (at_length) {
+      finish(request, FinishReason::length);
+    }
+  }
+
+  /// False if the callback threw, which has ended the request.
+  bool report_token(RequestState& request, const SampledToken& sampled, const std::string& piece) {
+    if (!request.callbacks.on_token) { return true; }
+    bool ok = true;
+    contain([&] { request.callbacks.on_token({request.request, sampled.token, piece, &sampled}); },
+            [&](const char* what) {
+              ok = false;
+              if (request.status != SeqStatus::finished) { finish(request, FinishReason::error, std::string("on_token threw: ") + what); }
+            });
+    return ok;
+  }
+
+  /// The one way out of the engine.
+  void finish(RequestState& request, FinishReason reason, std::string error = {}) {
+    scheduler_.remove(request);
+    allocator_.release(request.block_table);
+    request.block_table.clear();
+    request.status = SeqStatus::finished;
+    request.finish_reason = reason;
+    ++stats_.num_finished[static_cast<std::size_t>(reason)];
+    auto node = requests_.extract(request.request);
+    finished_.push_back(std::move(node.mapped()));  // kept until the next step: this one may still hold a reference
+    const Completion done = completion_of(request, std::move(error));
+    if (request.callbacks.on_finish) {
+      contain([&] { request.callbacks.on_finish(done); }, [](const char*) {});  // the request has ended already: nothing is left to do
+    }
+  }
+
+  Completion completion_of(RequestState& request, std::string error) {
+    const auto seconds = [](RequestState::Clock::time_point from, RequestState::Clock::time_point to) {
+      return std::chrono::duration<double>(to - from).count();
+    };
+    const auto now = RequestState::Clock::now();
+    Completion done;
+    done.request = request.request;
+    const auto prompt_end = request.tokens.begin() + request.num_prompt;
+    done.prompt_ids.assign(request.tokens.begin(), prompt_end);
+    done.output_ids.assign(prompt_end, request.tokens.end());
+    done.text = std::move(request.text);
+    done.finish_reason = request.finish_reason;
+    if (request.text_stream) { done.stop_string = request.text_stream->matched_stop(); }
+    done.stop_token = request.stop_token;
+    done.logprobs = std::move(request.logprobs);
+    done.seed = request.seed;
+    done.num_cached_tokens = request.num_cached;
+    done.num_preemptions = request.num_preemptions;
+    done.error = std::move(error);
+    done.timings.e2e = seconds(request.submitted, now);
+    stats_.e2e.add(done.timings.e2e);
+    if (request.was_scheduled) {
+      done.timings.queue = seconds(request.submitted, request.scheduled);
+      stats_.queue.add(done.timings.queue);
+    }
+    if (request.num_output() > 0) {
+      done.timings.ttft = seconds(request.submitted, request.first_token);
+      stats_.ttft.add(done.timings.ttft);
+    }
+    if (request.num_output() > 1) {
+      done.timings.tpot = seconds(request.first_token, request.last_token) / (request.num_output() - 1);
+      stats_.tpot.add(done.timings.tpot);
+    }
+    return done;
+  }
+
+  void forget_blocks(RequestState& request) {
+    if constexpr (PrefixCachingAllocator<Allocator>) {
+      for (const BlockId block : request.block_table) { allocator_.forget(block); }
+    }
+  }
+
+  void fail(const char* what) {
+    failure_ = what;
+    finish_all(FinishReason::error, failure_);
+  }
+
+  void finish_all(FinishReason reason, const std::string& error) {
+    while (!requests_.empty()) { finish(*requests_.begin()->second, reason, error); }
+  }
+
+  template <class Visit>
+  void visit_chunk_logits(RequestState& probe, std::int32_t first, std::int32_t count, Visit& visit) {
+    ScheduledBatch batch;
+    batch.seqs.push_back({.seq = &probe, .first_position = first, .num_tokens = count, .needs_sample = false});
+    batch.num_tokens = count;
+    StepInput& in = build_step_input(batch, block_size, next_step_, buffers_[next_step_ % buffers_.size()], count);
+    ++next_step_;
+    std::iota(in.sample_rows.begin(), in.sample_rows.end(), 0);
+    std::span<const float> rows;
+    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
+      const std::span<const float> logits = ranks_[i]->runner.logits(in);
+      if (i == 0) { rows = logits; }
+    });
+    const auto vocab = static_cast<std::size_t>(config_.vocab_size);
+    for (std::int32_t i = 0; i < count; ++i) { visit(first + i, rows.subspan(static_cast<std::size_t>(i) * vocab, vocab)); }
+  }
+
+  static RequestState& state_of(Sequence& seq) noexcept { return static_cast<RequestState&>(seq); }
+
+  const ModelConfig config_;
+  const EngineOptions options_;
+  const MemoryPlan plan_;
+  Allocator allocator_;
+  Scheduler scheduler_;
+  Parallel parallel_;
+  std::vector<std::unique_ptr<RankState>> ranks_;
+  std::mt19937_64 random_;
+  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;  // not finished
+  std::vector<std::unique_ptr<RequestState>> finished_;                    // since the last step began
+  ScheduledBatch batch_;
+  std::array<StepBuffer, 2> buffers_;
+  EngineStats stats_;
+  std::string failure_;
+  std::uint64_t next_id_ = 0;
+  std::uint64_t next_step_ = 0;
+  bool in_step_ = false;
+};
+
+}  // namespace nvl::inline NVL_ABI

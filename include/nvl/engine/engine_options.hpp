@@ -1,0 +1,86 @@
+#pragma once
+/// Options of an engine, and the memory that follows from them, known before anything is allocated.
+
+#include <nvl/core/checked.hpp>
+#include <nvl/core/config.hpp>
+#include <nvl/core/device_options.hpp>
+#include <nvl/core/dtype.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/sampling_params.hpp>
+#include <nvl/core/token_text.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace nvl::inline NVL_ABI {
+
+struct EngineOptions {
+  std::int32_t max_num_seqs = 64;              // sequences running at once
+  std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
+  std::int32_t max_model_len = 0;              // [tokens] of prompt and output; 0 = what the model was made for
+  std::int64_t kv_cache_memory_bytes = 0;      // 0 = up to a quarter of the host's memory, no more than can be used
+  std::int64_t num_blocks = 0;                 // of the KV cache, instead of a size in bytes; 0 = from the size
+  DeviceOptions device;                        // where it runs
+  std::optional<std::uint64_t> seed;           // seeds of requests without one are drawn from it; none = from the system
+  RequestLimits limits;
+  std::shared_ptr<const TokenText> token_text; // turns ids into text; without it there is no text and no stop string
+};
+
+/// Every byte that an engine will hold on its device.
+struct MemoryPlan {
+  std::int32_t max_model_len = 0;      // [tokens]
+  std::int64_t kv_bytes_per_block = 0; // K and V of all layers
+  std::int64_t num_blocks = 0;
+  std::int64_t kv_bytes = 0;
+  std::int64_t activation_bytes = 0;
+  std::int64_t logits_bytes = 0;
+
+  std::int64_t total_bytes() const noexcept { return kv_bytes + activation_bytes + logits_bytes; }
+};
+
+/// What `options` mean for a model whose activations and KV have `element_bytes`, on a device with `available_bytes`.
+/// \throws InvalidArgument for an option out of range; OutOfMemory, with the arithmetic, if not even one block fits.
+inline MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
+                              std::int64_t element_bytes, std::int64_t available_bytes) {
+  NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
+  NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
+              options.max_num_batched_tokens, "1 to 2^20");
+  NVL_EXPECTS(options.max_num_batched_tokens >= options.max_num_seqs, "max_num_batched_tokens", options.max_num_batched_tokens,
+              "at least max_num_seqs (" + std::to_string(options.max_num_seqs) + "): each running sequence computes a token a step");
+  NVL_EXPECTS(options.max_model_len >= 0 && options.max_model_len <= config.max_position_embeddings, "max_model_len",
+              options.max_model_len, "0 to the model's " + std::to_string(config.max_position_embeddings));
+  NVL_EXPECTS(options.kv_cache_memory_bytes >= 0, "kv_cache_memory_bytes", options.kv_cache_memory_bytes, "not negative");
+  NVL_EXPECTS(options.num_blocks >= 0 && options.num_blocks < (std::int64_t{1} << 31), "num_blocks", options.num_blocks, "0 to 2^31 - 1");
+
+  MemoryPlan plan;
+  plan.max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
+  const std::int64_t tokens = options.max_num_batched_tokens;
+  const std::int64_t row = 2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
+  plan.activation_bytes = (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
+  plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
+  plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * element_bytes;
+
+  const std::int64_t blocks_per_seq = ceil_div<std::int64_t>(plan.max_model_len, block_size);
+  const std::int64_t most_useful = blocks_per_seq * options.max_num_seqs;
+  if (options.num_blocks > 0) {
+    plan.num_blocks = options.num_blocks;
+  } else {
+    const std::int64_t budget = options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : available_bytes / 4;
+    plan.num_blocks = std::min({budget / plan.kv_bytes_per_block, most_useful, (std::int64_t{1} << 31) - 1});
+    if (plan.num_blocks < 1) {
+      raise(OutOfMemory("no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
+                        std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) + " layers x 2 x " +
+                        std::to_string(config.num_kv_heads) + " KV heads x " + std::to_string(config.head_dim) + " x " +
+                        std::to_string(element_bytes) + " bytes x " + std::to_string(block_size) + " tokens), the budget is " +
+                        std::to_string(budget) + " bytes"));
+    }
+  }
+  plan.kv_bytes = plan.num_blocks * plan.kv_bytes_per_block;
+  return plan;
+}
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,83 @@
+#pragma once
+/// What an engine counts.
+
+#include <nvl/core/config.hpp>
+#include <nvl/sched/sequence.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+/// Distribution of a duration in fixed memory: exact count, mean and extremes; percentiles within 9 % (eight buckets an octave,
+/// from 1 us to over an hour).
+class Distribution {
+ public:
+  void add(double seconds) noexcept {
+    min_ = count_ == 0 ? seconds : std::min(min_, seconds);
+    max_ = count_ == 0 ? seconds : std::max(max_, seconds);
+    ++count_;
+    sum_ += seconds;
+    ++buckets_[bucket_of(seconds)];
+  }
+
+  std::uint64_t count() const noexcept { return count_; }
+  double mean() const noexcept { return count_ == 0 ? 0.0 : sum_ / static_cast<double>(count_); }
+  double min() const noexcept { return min_; }
+  double max() const noexcept { return max_; }
+
+  /// `p` in [0, 100]; 0 while nothing was added.
+  double percentile(double p) const noexcept {
+    if (count_ == 0) { return 0.0; }
+    const double wanted = p / 100.0 * static_cast<double>(count_);
+    std::uint64_t seen = 0;
+    for (std::size_t i = 0; i < num_buckets; ++i) {
+      seen += buckets_[i];
+      if (static_cast<double>(seen) >= wanted && seen > 0) {
+        return std::clamp(smallest * std::exp2((static_cast<double>(i) + 0.5) / per_octave), min_, max_);
+      }
+    }
+    return max_;
+  }
+
+ private:
+  static constexpr double smallest = 1e-6;  // [seconds]
+  static constexpr double per_octave = 8.0;
+  static constexpr std::size_t num_buckets = 256;
+
+  static std::size_t bucket_of(double seconds) noexcept {
+    if (!(seconds > smallest)) { return 0; }
+    return std::min(static_cast<std::size_t>(std::log2(seconds / smallest) * per_octave), num_buckets - 1);
+  }
+
+  std::array<std::uint64_t, num_buckets> buckets_{};
+  std::uint64_t count_ = 0;
+  double sum_ = 0, min_ = 0, max_ = 0;
+};
+
+struct EngineStats {
+  std::uint64_t num_steps = 0;
+  std::uint64_t num_submitted = 0;           // requests accepted
+  std::array<std::uint64_t, 5> num_finished{};  // requests, by FinishReason
+  std::uint64_t num_preemptions = 0;
+  std::uint64_t prompt_tokens = 0;           // of admitted requests: what the prefix cache was asked for
+  std::uint64_t cached_prompt_tokens = 0;    // of them found there
+  std::uint64_t computed_tokens = 0;         // rows that went through the model
+  std::uint64_t generated_tokens = 0;
+  std::uint64_t scheduled_seqs = 0;          // sum over steps; / num_steps = mean batch
+  std::uint32_t num_waiting = 0;             // requests, now
+  std::uint32_t num_running = 0;
+  std::uint32_t num_blocks = 0;              // of the KV cache
+  std::uint32_t num_free_blocks = 0;         // now; cached ones that can be evicted count as free
+  Distribution queue, ttft, tpot, e2e;       // of finished requests
+
+  double prefix_hit_rate() const noexcept {
+    return prompt_tokens == 0 ? 0.0 : static_cast<double>(cached_prompt_tokens) / static_cast<double>(prompt_tokens);
+  }
+  std::uint64_t finished(FinishReason reason) const noexcept { return num_finished[static_cast<std::size_t>(reason)]; }
+};
+
+}  // namespace nvl::inline NVL_ABI

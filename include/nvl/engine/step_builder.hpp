@@ -1,0 +1,112 @@
+#pragma once
+/// From a scheduler's answer to the plain data that a step's ranks receive.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/engine/request_state.hpp>
+#include <nvl/sched/scheduled_batch.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace nvl::inline NVL_ABI {
+
+namespace detail {
+
+/// Tokens that this row must not choose: before min_tokens, everything that would end the sequence.
+inline std::span<const TokenId> banned_tokens(const RequestState& request) noexcept {
+  return request.num_output() < request.sampling.min_tokens ? std::span<const TokenId>(request.stop_ids) : std::span<const TokenId>();
+}
+
+inline bool needs_history(const SamplingParams& p) noexcept {
+  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+}
+
+inline const RequestState& request_of(const Sequence& seq) noexcept { return static_cast<const RequestState&>(seq); }
+
+inline StepShape shape_of(const ScheduledBatch& batch) {
+  StepShape shape;
+  shape.num_tokens = static_cast<std::size_t>(batch.num_tokens);
+  shape.num_seqs = batch.seqs.size();
+  shape.num_copies = batch.copies.size();
+  for (const ScheduledSeq& entry : batch.seqs) {
+    shape.max_blocks_per_seq = std::max(shape.max_blocks_per_seq, entry.seq->block_table.size());
+    if (!entry.needs_sample) { continue; }
+    const RequestState& request = request_of(*entry.seq);
+    ++shape.num_samples;
+    shape.num_logit_bias += request.sampling.logit_bias.size();
+    shape.num_banned += banned_tokens(request).size();
+    if (needs_history(request.sampling)) { shape.num_history += request.tokens.size(); }
+  }
+  return shape;
+}
+
+/// Copies `source` behind what `array` holds already and returns where it lies.
+template <class T, class Range>
+IndexRange append(std::span<T> array, std::uint32_t& used, const Range& source) {
+  const IndexRange range{used, used + static_cast<std::uint32_t>(source.size())};
+  std::copy(source.begin(), source.end(), array.begin() + used);
+  used = range.end;
+  return range;
+}
+
+}  // namespace detail
+
+/// Token -> slot of the KV cache, for token `position` of a sequence.
+inline SlotId slot_of(std::span<const BlockId> block_table, std::int32_t position, std::int32_t block_size) noexcept {
+  const BlockId block = block_table[static_cast<std::size_t>(position / block_size)];
+  return SlotId{index_of(block)} * block_size + position % block_size;
+}
+
+/// Writes `batch`, whose sequences are RequestStates, into `buffer`. Rows of one sequence are consecutive; sampled rows keep
+/// the order of the batch. `extra_samples` rows of sample_rows and sampling are left for the caller to fill.
+inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t block_size, std::uint64_t step, StepBuffer& buffer,
+                                   std::int32_t extra_samples = 0) {
+  StepShape shape = detail::shape_of(batch);
+  shape.num_samples += static_cast<std::size_t>(extra_samples);
+  StepInput& in = buffer.layout(shape);
+  in.step = step;
+  std::copy(batch.copies.begin(), batch.copies.end(), in.copies.begin());
+  std::size_t token = 0, seq_idx = 0, row = 0;
+  std::uint32_t num_bias = 0, num_banned = 0, num_history = 0;
+  in.cu_query_lens[0] = 0;
+  for (const ScheduledSeq& entry : batch.seqs) {
+    const RequestState& request = detail::request_of(*entry.seq);
+    const std::int32_t end = entry.first_position + entry.num_tokens;
+    for (std::int32_t position = entry.first_position; position < end; ++position, ++token) {
+      in.token_ids[token] = request.tokens[static_cast<std::size_t>(position)];
+      in.positions[token] = position;
+      in.slot_mapping[token] = slot_of(request.block_table, position, block_size);
+    }
+    std::copy(request.block_table.begin(), request.block_table.end(),
+              in.block_tables.begin() + static_cast<std::ptrdiff_t>(seq_idx) * in.max_blocks_per_seq);
+    in.seq_lens[seq_idx] = end;
+    in.cu_query_lens[++seq_idx] = static_cast<std::int32_t>(token);
+    if (!entry.needs_sample) { continue; }
+
+    const SamplingParams& p = request.sampling;
+    in.sample_rows[row] = static_cast<std::int32_t>(token) - 1;
+    SamplingRow& out = in.sampling[row++] = SamplingRow{
+        .temperature = p.temperature,
+        .top_p = p.top_p,
+        .min_p = p.min_p,
+        .repetition_penalty = p.repetition_penalty,
+        .presence_penalty = p.presence_penalty,
+        .frequency_penalty = p.frequency_penalty,
+        .top_k = std::max(p.top_k, 0),
+        .num_logprobs = p.logprobs.value_or(-1),
+        .seed = request.seed,
+        .output_index = static_cast<std::uint32_t>(request.num_output()),
+        .num_prompt = static_cast<std::uint32_t>(request.num_prompt),
+    };
+    out.banned = detail::append(in.banned, num_banned, detail::banned_tokens(request));
+    if (detail::needs_history(p)) { out.history = detail::append(in.history, num_history, request.tokens); }
+    out.bias = {num_bias, num_bias + static_cast<std::uint32_t>(p.logit_bias.size())};
+    for (const auto& [id, bias] : p.logit_bias) { in.logit_bias[num_bias++] = {id, bias}; }
+  }
+  return in;
+}
+
+}  // namespace nvl::inline NVL_ABI

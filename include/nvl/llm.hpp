@@ -1,0 +1,88 @@
+#pragma once
+/// The simplest way in: a model file, and text from it.
+///
+///     nvl::LLM llm("model.gguf");
+///     for (const nvl::Completion& done : llm.generate({"The sky is"})) { std::puts(done.text.c_str()); }
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/dtype.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/engine/any_engine.hpp>
+#include <nvl/engine/with_engine.hpp>
+#include <nvl/io/chat_format.hpp>
+#include <nvl/io/checkpoint.hpp>
+#include <nvl/io/tokenizer.hpp>
+#include <nvl/nvl.hpp>
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+struct LlmOptions {
+  EngineOptions engine;         // token_text is filled in with the model's tokenizer
+  std::optional<DType> dtype;   // of activations and KV; none = from the checkpoint
+  bool check_tensors = false;   // refuse weights that are NaN or infinite
+  LoadProgress progress;        // called while weights load
+};
+
+/// A model, its tokenizer and an engine for it. Not thread-safe.
+class LLM {
+ public:
+  /// Opens a .gguf file, a Hugging Face directory, or a .safetensors file beside its config.json.
+  /// \throws FileError, Unsupported, InvalidArgument or OutOfMemory, naming what is wrong and where.
+  explicit LLM(const std::filesystem::path& model, LlmOptions options = {}) : tokenizer_(open_tokenizer(model)) {
+    const Checkpoint checkpoint = Checkpoint::open(model);
+    if (options.check_tensors) { require_finite(checkpoint); }
+    warnings_ = checkpoint.warnings();
+    defaults_ = checkpoint.generation_defaults();
+    NVL_EXPECTS(tokenizer_->vocab_size() <= checkpoint.config().vocab_size, "vocab_size", checkpoint.config().vocab_size,
+                "at least the tokenizer's " + std::to_string(tokenizer_->vocab_size()));
+    options.engine.token_text = tokenizer_;
+    engine_ = with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
+      return make_any_engine<E, Checkpoint>(checkpoint.config(), checkpoint, options.engine, options.progress);
+    });
+  }
+
+  /// Continues each prompt. Text that spells a special token becomes that token.
+  std::vector<Completion> generate(const std::vector<std::string>& prompts, const SamplingParams& sampling) {
+    std::vector<Request> requests;
+    for (const std::string& prompt : prompts) { requests.push_back({.prompt_ids = tokenizer_->encode(prompt), .sampling = sampling}); }
+    return engine_->generate(std::move(requests));
+  }
+  std::vector<Completion> generate(const std::vector<std::string>& prompts) { return generate(prompts, default_sampling()); }
+
+  /// Answers the last message of a conversation.
+  Completion chat(std::span<const ChatMessage> messages, const SamplingParams& sampling) {
+    std::vector<Request> requests;
+    requests.push_back({.prompt_ids = format_chat(*tokenizer_, messages, true), .sampling = sampling});
+    return std::move(engine_->generate(std::move(requests)).front());
+  }
+
+  /// The library's defaults with the model's generation_config.json over them. A request changes what it wants to.
+  SamplingParams default_sampling() const { return sampling_from(defaults_); }
+
+  AnyEngine& engine() noexcept { return *engine_; }
+  const ModelConfig& config() const noexcept { return engine_->config(); }
+  const Tokenizer& tokenizer() const noexcept { return *tokenizer_; }
+  /// What was odd about the checkpoint but did no harm.
+  const std::vector<std::string>& warnings() const noexcept { return warnings_; }
+
+ private:
+  static std::shared_ptr<const Tokenizer> open_tokenizer(const std::filesystem::path& model) {
+    return std::make_shared<const Tokenizer>(Tokenizer::open(model));
+  }
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::vector<std::string> warnings_;
+  GenerationDefaults defaults_;
+  std::unique_ptr<AnyEngine> engine_;
+};
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,126 @@
+#pragma once
+/// The one decoder-only transformer: Llama, Mistral, Qwen2 and Qwen3 are configurations of it.
+///
+///   residual = embed(ids);  x = norm(residual)
+///   each layer:  qkv = x Wqkv;  (QK-norm) RoPE, store K and V;  a = attention;  x = a Wo
+///                residual += x;  x = norm(residual);  x = (act(x Wgate) * x Wup) Wdown;  residual += x;  x = norm(residual)
+///   logits = x Whead, for the rows that are sampled
+///
+/// After the last layer's attention only sampled rows go on: nothing reads the others.
+
+#include <nvl/attention/attention_backend.hpp>
+#include <nvl/core/config.hpp>
+#include <nvl/core/kv_layout.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/rope_table.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/model/weights.hpp>
+#include <nvl/ops/device_ops.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows.
+template <class T>
+struct Activations {
+  T* residual = nullptr;    // [T, hidden]
+  T* hidden = nullptr;      // [T, hidden] input of the next projection, and output of the last
+  T* qkv = nullptr;         // [T, qkv_size]
+  T* attention = nullptr;   // [T, q_size]
+  T* gate_up = nullptr;     // [T, 2 intermediate]
+  T* activated = nullptr;   // [T, intermediate]
+  T* sampled_residual = nullptr;   // [R, hidden] rows of the last layer that go on
+  T* sampled_attention = nullptr;  // [R, q_size] likewise
+  float* logits = nullptr;  // [R, vocab]
+};
+
+template <AttentionBackend Attention, RankContext Context>
+class Decoder {
+ public:
+  using Element = typename Attention::Element;
+  using Ops = typename Attention::Ops;
+
+  /// All of them outlive the decoder.
+  Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const RopeTable& rope, Ops& ops, Attention& attention,
+          Context& context)
+      : config_(config), weights_(weights), rope_(rope), ops_(ops), attention_(attention), context_(context) {}
+
+  /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
+  /// rows in `a.logits`. Asynchronous where the device is.
+  void forward(const StepInput& in, const KvLayout& layout, Element* kv, const Activations<Element>& a) {
+    const std::int32_t num_tokens = in.num_tokens();
+    const float eps = static_cast<float>(config_.rms_norm_eps);
+    attention_.plan(metadata_of(in));
+    ops_.embed(a.residual, in.token_ids, weights_.embed);
+    ops_.rms_norm(a.hidden, a.residual, weights_.layers.front().attn_norm, num_tokens, eps);
+
+    std::int32_t rows = num_tokens;
+    Element* residual = a.residual;
+    const Element* attended = a.attention;
+    for (std::int32_t layer = 0; layer < config_.num_layers; ++layer) {
+      const LayerWeights<Ops>& w = weights_.layers[static_cast<std::size_t>(layer)];
+      const bool is_last = layer + 1 == config_.num_layers;
+      attend(in, layout, kv + layer * layout.layer_elements(), a, w, config_.window(layer));
+
+      if (is_last) {
+        rows = in.num_samples();
+        if (rows == 0) { return; }
+        ops_.gather_rows(a.sampled_residual, a.residual, in.sample_rows, config_.hidden_size);
+        ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows, context_.slice(config_.num_q_heads).size() * config_.head_dim);
+        residual = a.sampled_residual;
+        attended = a.sampled_attention;
+      }
+      ops_.linear(a.hidden, attended, w.o, rows);
+      context_.all_reduce_sum(a.hidden, std::int64_t{rows} * config_.hidden_size);
+      ops_.add_rms_norm(a.hidden, residual, a.hidden, w.mlp_norm, rows, eps);
+      ops_.linear(a.gate_up, a.hidden, w.gate_up, rows);
+      ops_.gated_activation(a.activated, a.gate_up, rows, context_.slice(config_.intermediate_size).size(), config_.activation);
+      ops_.linear(a.hidden, a.activated, w.down, rows);
+      context_.all_reduce_sum(a.hidden, std::int64_t{rows} * config_.hidden_size);
+      const auto& next_norm = is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(layer) + 1].attn_norm;
+      ops_.add_rms_norm(a.hidden, residual, a.hidden, next_norm, rows, eps);
+    }
+    ops_.logits(a.logits, a.hidden, weights_.head(), rows);
+  }
+
+ private:
+  /// a.hidden -> a.attention, and K and V into their slots.
+  void attend(const StepInput& in, const KvLayout& layout, Element* kv, const Activations<Element>& a, const LayerWeights<Ops>& w,
+              std::int32_t window) {
+    const std::int32_t q_heads = context_.slice(config_.num_q_heads).size();
+    const std::int32_t kv_heads = context_.slice(config_.num_kv_heads).size();
+    const std::int64_t qkv_size = std::int64_t{q_heads + 2 * kv_heads} * config_.head_dim;
+    ops_.linear(a.qkv, a.hidden, w.qkv, in.num_tokens());
+    ops_.qk_norm_rope_store(QkNormRopeStore<Ops>{
+        .qkv = a.qkv,
+        .positions = in.positions,
+        .slot_mapping = in.slot_mapping,
+        .num_q_heads = q_heads,
+        .q_norm = w.q_norm ? &*w.q_norm : nullptr,
+        .k_norm = w.k_norm ? &*w.k_norm : nullptr,
+        .eps = static_cast<float>(config_.rms_norm_eps),
+        .rope = &rope_,
+        .layout = layout,
+        .kv = kv,
+    });
+    attention_.run({.out = a.attention,
+                    .q = a.qkv,
+                    .q_row_stride = qkv_size,
+                    .kv = kv,
+                    .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                    .window = window});
+  }
+
+  const ModelConfig& config_;
+  const ModelWeights<Ops>& weights_;
+  const RopeTable& rope_;
+  Ops& ops_;
+  Attention& attention_;
+  Context& context_;
+};
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,17 @@
+#pragma once
+/// Everything but files and text: Engine, its policies, the CPU backend. Needs the standard library and xxHash; links nothing.
+
+#include <nvl/attention/attention_backend.hpp>
+#include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/engine/any_engine.hpp>
+#include <nvl/engine/engine.hpp>
+#include <nvl/engine/with_engine.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/model/random_weights.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/parallel/single_device.hpp>
+#include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/scheduler_policy.hpp>
+#include <nvl/version.hpp>
