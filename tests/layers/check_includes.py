@@ -9,7 +9,7 @@ import tempfile
 BELOW = {
     "core": set(),
     "kv": {"core"}, "parallel": {"core"}, "kernels": {"core"}, "io": {"core"},
-    "sched": {"core", "kv"}, "attention": {"core", "kv", "kernels", "parallel"}, "ops": {"core", "kv", "kernels", "parallel"},
+    "sched": {"core", "kv"}, "attention": {"core", "kv", "kernels", "parallel", "ops"}, "ops": {"core", "kv", "kernels", "parallel"},
 }
 BELOW["model"] = {"core", "kv", "parallel", "kernels", "io", "sched", "attention", "ops"}
 BELOW["engine"] = BELOW["model"] | {"model"}

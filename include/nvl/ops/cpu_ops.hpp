@@ -1,0 +1,218 @@
+#pragma once
+/// DeviceOps on the CPU. All sums are in float, in an order per row that does not depend on the other rows of the call.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/dequantize.hpp>
+#include <nvl/core/dtype.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/host_tensor.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/kv_layout.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/rope_table.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/core/thread_pool.hpp>
+#include <nvl/ops/cpu_device.hpp>
+#include <nvl/ops/cpu_weight.hpp>
+#include <nvl/ops/device_ops.hpp>
+#if __has_include(<nvl/ops/cpu_sampler.hpp>)
+#include <nvl/ops/cpu_sampler.hpp>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+
+namespace nvl::inline NVL_ABI {
+
+/// Element types: float, bf16.
+template <class T>
+class CpuOps {
+  static_assert(std::same_as<T, float> || std::same_as<T, bf16>, "nvl: CpuOps computes with float or bf16");
+
+ public:
+  using Element = T;
+  using Device = CpuDevice;
+  using Weight = CpuWeight<T>;
+  using Vector = CpuVector;
+
+  explicit CpuOps(CpuDevice& device) : threads_(device.threads()) {}
+
+  ThreadPool& threads() noexcept { return threads_; }
+
+  Weight load_weight(std::span<const HostTensor* const> parts, std::span<const HostTensor* const> biases = {}) {
+    return Weight(parts, biases);
+  }
+
+  Vector load_vector(const HostTensor& tensor) {
+    Vector v;
+    std::int64_t n = 1;
+    for (const std::int64_t extent : tensor.shape) { n *= extent; }
+    v.values.resize(static_cast<std::size_t>(n));
+    dequantize_row(tensor.dtype, tensor.data.data(), v.values.data(), n);
+    return v;
+  }
+
+  void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
+    const std::int32_t hidden = table.in_features();
+    for (std::size_t t = 0; t < ids.size(); ++t) {
+      NVL_EXPECTS(ids[t] >= 0 && ids[t] < table.out_features(), "token id", ids[t],
+                  "0 to " + std::to_string(table.out_features() - 1));
+      const float* const row = table.row(ids[t]);
+      for (std::int32_t i = 0; i < hidden; ++i) { out[static_cast<std::int64_t>(t) * hidden + i] = static_cast<T>(row[i]); }
+    }
+  }
+
+  void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    const std::int32_t n = w.size();
+    threads_.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) { norm_row(out + r * n, x + r * n, w.data(), n, eps); }
+    });
+  }
+
+  void add_rms_norm(T* out, T* residual, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    const std::int32_t n = w.size();
+    threads_.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        T* const res = residual + r * n;
+        for (std::int32_t i = 0; i < n; ++i) { res[i] = static_cast<T>(static_cast<float>(res[i]) + static_cast<float>(x[r * n + i])); }
+        norm_row(out + r * n, res, w.data(), n, eps);
+      }
+    });
+  }
+
+  void linear(T* out, const T* x, const Weight& w, std::int32_t rows) { multiply(out, x, w, rows); }
+  void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { multiply(out, x, w, rows); }
+
+  void qk_norm_rope_store(const QkNormRopeStore<CpuOps>& call) {
+    const auto num_tokens = static_cast<std::int64_t>(call.positions.size());
+    threads_.parallel_for(num_tokens, 8, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) { rope_and_store(call, t); }
+    });
+  }
+
+  void gated_activation(T* out, const T* gate_up, std::int32_t rows, std::int32_t n, Activation activation) {
+    threads_.parallel_for(rows, 4, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* const gate = gate_up + r * 2 * n;
+        for (std::int32_t i = 0; i < n; ++i) {
+          const float g = static_cast<float>(gate[i]);
+          const float a = activation == Activation::silu
+                              ? g / (1.0f + std::exp(-g))
+                              : 0.5f * g * (1.0f + std::tanh(0.7978845608028654f * (g + 0.044715f * g * g * g)));
+          out[r * n + i] = static_cast<T>(a * static_cast<float>(gate[n + i]));
+        }
+      }
+    });
+  }
+
+  void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      std::memcpy(static_cast<void*>(out + static_cast<std::int64_t>(i) * hidden), x + std::int64_t{rows[i]} * hidden,
+                  static_cast<std::size_t>(hidden) * sizeof(T));
+    }
+  }
+
+  void copy_blocks(T* kv, const KvLayout& layout, std::int32_t num_layers, std::span<const BlockCopy> copies) {
+    const auto bytes = static_cast<std::size_t>(layout.block_elements()) * sizeof(T);
+    threads_.parallel_for(num_layers, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t layer = begin; layer < end; ++layer) {
+        T* const base = kv + layer * layout.layer_elements();
+        for (const BlockCopy& copy : copies) {
+          std::memmove(static_cast<void*>(base + std::int64_t{index_of(copy.to)} * layout.block_elements()),
+                       base + std::int64_t{index_of(copy.from)} * layout.block_elements(), bytes);
+        }
+      }
+    });
+  }
+
+  void sample(const StepInput& in, const float* logits, std::int32_t vocab_size, StepOutput& out) {
+    [&](auto& pool) {
+      if constexpr (requires { sample_rows(pool, in, logits, vocab_size, out); }) {
+        sample_rows(pool, in, logits, vocab_size, out);
+      } else {
+        out.sampled.assign(in.sample_rows.size(), SampledToken{});
+        for (std::size_t r = 0; r < out.sampled.size(); ++r) {
+          const float* row = logits + static_cast<std::int64_t>(r) * vocab_size;
+          out.sampled[r].token = static_cast<TokenId>(std::max_element(row, row + vocab_size) - row);
+        }
+      }
+    }(threads_);
+  }
+
+ private:
+  static void norm_row(T* out, const T* x, const float* w, std::int32_t n, float eps) {
+    float sum = 0.0f;
+    for (std::int32_t i = 0; i < n; ++i) { sum += static_cast<float>(x[i]) * static_cast<float>(x[i]); }
+    const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
+    for (std::int32_t i = 0; i < n; ++i) { out[i] = static_cast<T>(static_cast<float>(x[i]) * scale * w[i]); }
+  }
+
+  template <class Out>
+  void multiply(Out* out, const T* x, const Weight& w, std::int32_t rows) {
+    const std::int32_t k = w.in_features();
+    const std::int32_t n = w.out_features();
+    threads_.parallel_for(n, 16, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t o = begin; o < end; ++o) {
+        const float* const wr = w.row(o);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          const T* const xr = x + r * k;
+          float lanes[16] = {};
+          for (std::int32_t i = 0; i < k; ++i) { lanes[i % 16] += static_cast<float>(xr[i]) * wr[i]; }
+          float sum = 0.0f;
+          for (const float lane : lanes) { sum += lane; }
+          out[r * n + o] = static_cast<Out>(sum + w.bias(static_cast<std::int32_t>(o)));
+        }
+      }
+    });
+  }
+
+  void rope_and_store(const QkNormRopeStore<CpuOps>& call, std::int64_t t) {
+    const std::int32_t d = call.layout.head_dim;
+    const std::int32_t kv_heads = call.layout.num_kv_heads;
+    T* const row = call.qkv + t * (call.num_q_heads + 2 * kv_heads) * d;
+    const std::int32_t position = call.positions[static_cast<std::size_t>(t)];
+    for (std::int32_t h = 0; h < call.num_q_heads + kv_heads; ++h) {
+      T* const head = row + std::int64_t{h} * d;
+      const Vector* const norm = h < call.num_q_heads ? call.q_norm : call.k_norm;
+      if (norm != nullptr) { norm_row(head, head, norm->data(), d, call.eps); }
+      rotate(head, *call.rope, position, d);
+    }
+    const SlotId slot = call.slot_mapping[static_cast<std::size_t>(t)];
+    if (slot == no_slot) { return; }
+    const std::int64_t block = slot / call.layout.block_size;
+    const auto offset = static_cast<std::int32_t>(slot % call.layout.block_size);
+    for (std::int32_t h = 0; h < kv_heads; ++h) {
+      const T* const k = row + std::int64_t{call.num_q_heads + h} * d;
+      const T* const v = k + std::int64_t{kv_heads} * d;
+      std::copy_n(k, d, call.kv + call.layout.k_offset(block, h, offset));
+      std::copy_n(v, d, call.kv + call.layout.v_offset(block, h, offset));
+    }
+  }
+
+  static void rotate(T* head, const RopeTable& rope, std::int32_t position, std::int32_t d) {
+    const float* const c = rope.cos(position);
+    const float* const s = rope.sin(position);
+    const bool halves = rope.layout() == RotaryLayout::half;
+    for (std::int32_t i = 0; i < d / 2; ++i) {
+      const std::int32_t at_a = halves ? i : 2 * i;
+      const std::int32_t at_b = halves ? i + d / 2 : 2 * i + 1;
+      const float a = static_cast<float>(head[at_a]);
+      const float b = static_cast<float>(head[at_b]);
+      head[at_a] = static_cast<T>(a * c[i] - b * s[i]);
+      head[at_b] = static_cast<T>(b * c[i] + a * s[i]);
+    }
+  }
+
+  ThreadPool& threads_;
+};
+
+static_assert(DeviceOps<CpuOps<float>>);
+static_assert(DeviceOps<CpuOps<bf16>>);
+
+}  // namespace nvl::inline NVL_ABI

@@ -1,0 +1,119 @@
+#pragma once
+/// Concept DeviceOps: the tensor arithmetic of one transformer layer at the granularity at which kernels are fused.
+/// One model is of one device: CpuOps, CudaOps.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/host_tensor.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/kv_layout.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/rope_table.hpp>
+#include <nvl/core/step.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace nvl::inline NVL_ABI {
+
+/// Arguments of `qk_norm_rope_store`. For each token: optional RMS norm over each Q and K head, RoPE on Q (in place) and K,
+/// K and V into the slot of the token. A token with `no_slot` is computed and not stored.
+template <class Ops>
+struct QkNormRopeStore {
+  using Element = typename Ops::Element;
+  using Vector = typename Ops::Vector;
+
+  Element* qkv = nullptr;                  // [T, (num_q_heads + 2 num_kv_heads) * head_dim]: Q, then K, then V
+  std::span<const std::int32_t> positions; // [T]
+  std::span<const SlotId> slot_mapping;    // [T]
+  std::int32_t num_q_heads = 0;
+  const Vector* q_norm = nullptr;          // [head_dim], nullptr: no norm
+  const Vector* k_norm = nullptr;          // likewise
+  float eps = 0.0f;
+  const RopeTable* rope = nullptr;
+  KvLayout layout;                         // KV heads, head_dim, block size
+  Element* kv = nullptr;                   // one layer
+};
+
+/// Matrices are row-major. `x` and `out` of one call do not overlap unless it says so. An op may return before it is done; ops
+/// of one object run in the order of the calls. `linear` and its kin do not let one row's result depend on the other rows.
+///
+/// | expression                                    | meaning                                                                |
+/// |-----------------------------------------------|------------------------------------------------------------------------|
+/// | `O::Element`                                  | type of activations and KV                                             |
+/// | `O::Device`                                   | owns what its ops run on: threads or streams. Constructible from       |
+/// |                                               | DeviceOptions. `Device::Buffer(device, bytes)`: zeroed device memory,  |
+/// |                                               | movable, `template as<T>()`. `Device::available_bytes(options)`: static|
+/// | `O::Weight`                                   | packed [out_features, in_features] with optional bias; also embedding  |
+/// | `O::Vector`                                   | weight of a norm                                                       |
+/// | `O(device)`                                   | `device` outlives the ops                                              |
+/// | `o.load_weight(parts, biases)`                | stacks `parts` along out_features; `biases`: none, or one per part     |
+/// | `o.load_vector(tensor)`                       |                                                                        |
+/// | `o.embed(out, ids, table)`                    | out[t] = table row ids[t]                                              |
+/// | `o.rms_norm(out, x, w, rows, eps)`            | out may be x                                                           |
+/// | `o.add_rms_norm(out, residual, x, w, rows, e)`| residual += x; out = norm(residual); out may be x                      |
+/// | `o.linear(out, x, w, rows)`                   | out[rows, out_features] = x w^T + bias                                 |
+/// | `o.logits(out, x, w, rows)`                   | the same with float output                                             |
+/// | `o.qk_norm_rope_store(call)`                  |                                                                        |
+/// | `o.gated_activation(out, gate_up, rows, n, a)`| out[r, i] = a(gate_up[r, i]) * gate_up[r, n + i], i < n                |
+/// | `o.gather_rows(out, x, rows, hidden)`         | out[i] = x[rows[i]]                                                    |
+/// | `o.copy_blocks(kv, layout, layers, copies)`   | each copy in every layer, in order; kv is [layers] x KvLayout          |
+/// | `o.sample(in, logits, vocab_size, out)`       | logits [R, vocab_size] to out.sampled[R]                               |
+template <class O>
+concept DeviceOps =
+    requires {
+      typename O::Element;
+      typename O::Weight;
+      typename O::Vector;
+      typename O::Device;
+      typename O::Device::Buffer;
+    } &&
+    std::constructible_from<O, typename O::Device&> &&
+    std::constructible_from<typename O::Device::Buffer, typename O::Device&, std::size_t> &&
+    requires(O o, typename O::Element* out, const typename O::Element* x, float* logits, const float* const_logits,
+             const typename O::Weight& weight, const typename O::Vector& vector, std::span<const HostTensor* const> tensors,
+             const HostTensor& tensor, std::span<const TokenId> ids, std::span<const std::int32_t> indices,
+             const QkNormRopeStore<O>& store, const KvLayout& layout, std::span<const BlockCopy> copies, const StepInput& in,
+             StepOutput& sampled, Activation activation, std::int32_t n, float eps) {
+      { o.load_weight(tensors, tensors) } -> std::same_as<typename O::Weight>;
+      { o.load_vector(tensor) } -> std::same_as<typename O::Vector>;
+      o.embed(out, ids, weight);
+      o.rms_norm(out, x, vector, n, eps);
+      o.add_rms_norm(out, out, x, vector, n, eps);
+      o.linear(out, x, weight, n);
+      o.logits(logits, x, weight, n);
+      o.qk_norm_rope_store(store);
+      o.gated_activation(out, x, n, n, activation);
+      o.gather_rows(out, x, indices, n);
+      o.copy_blocks(out, layout, n, copies);
+      o.sample(in, const_logits, n, sampled);
+    };
+
+/// The least DeviceOps. Declared, not defined: code that compiles against it asks for nothing more.
+struct DeviceOpsArchetype {
+  using Element = float;
+  struct Device {
+    struct Buffer {
+      Buffer(Device&, std::size_t);
+    };
+  };
+  struct Weight {};
+  struct Vector {};
+  explicit DeviceOpsArchetype(Device&);
+  Weight load_weight(std::span<const HostTensor* const>, std::span<const HostTensor* const>);
+  Vector load_vector(const HostTensor&);
+  void embed(float*, std::span<const TokenId>, const Weight&);
+  void rms_norm(float*, const float*, const Vector&, std::int32_t, float);
+  void add_rms_norm(float*, float*, const float*, const Vector&, std::int32_t, float);
+  void linear(float*, const float*, const Weight&, std::int32_t);
+  void logits(float*, const float*, const Weight&, std::int32_t);
+  void qk_norm_rope_store(const QkNormRopeStore<DeviceOpsArchetype>&);
+  void gated_activation(float*, const float*, std::int32_t, std::int32_t, Activation);
+  void gather_rows(float*, const float*, std::span<const std::int32_t>, std::int32_t);
+  void copy_blocks(float*, const KvLayout&, std::int32_t, std::span<const BlockCopy>);
+  void sample(const StepInput&, const float*, std::int32_t, StepOutput&);
+};
+static_assert(DeviceOps<DeviceOpsArchetype>);
+
+}  // namespace nvl::inline NVL_ABI
