@@ -18,6 +18,13 @@ class TokenText {
   /// Control tokens (end of sequence, chat markers), which produce no text when special tokens are skipped.
   virtual bool is_special(TokenId id) const noexcept = 0;
 
+  /// SentencePiece's byte fallback: `id` stands for one raw byte ("<0xE2>"). A run of such tokens is text only as a whole
+  /// (StreamDecoder has the rule). False for byte-level vocabularies, all of whose tokens are raw bytes.
+  virtual bool is_byte_fallback(TokenId) const noexcept { return false; }
+
+  /// SentencePiece's dummy prefix: one blank at the very start of a decoded text was added by the encoder and is dropped.
+  virtual bool drops_leading_space() const noexcept { return false; }
+
  protected:
   TokenText() = default;
   TokenText(const TokenText&) = default;
