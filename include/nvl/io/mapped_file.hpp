@@ -3,7 +3,7 @@
 ///
 /// A mapping is private, but the kernel still delivers SIGBUS when pages are touched that a truncation took away. nvl parses
 /// right after opening and calls check_unchanged() before it copies weights, so that only a truncation in the midst of a copy
-/// can reach it. Where files may change under a running program, open them with MapMode::read: the bytes are then the program's own.
+/// can reach it. Where files may change under a running program, open them with MapMode::read: the bytes are then its own.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
