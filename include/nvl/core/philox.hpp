@@ -29,7 +29,8 @@ NVL_HOST_DEVICE constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint6
     const std::uint64_t product1 = multiplier1 * c.word[2];
     const auto high0 = static_cast<std::uint32_t>(product0 >> 32);
     const auto high1 = static_cast<std::uint32_t>(product1 >> 32);
-    c = {{high1 ^ c.word[1] ^ key0, static_cast<std::uint32_t>(product1), high0 ^ c.word[3] ^ key1, static_cast<std::uint32_t>(product0)}};
+    c = {{high1 ^ c.word[1] ^ key0, static_cast<std::uint32_t>(product1),  //
+          high0 ^ c.word[3] ^ key1, static_cast<std::uint32_t>(product0)}};
     key0 += weyl0;
     key1 += weyl1;
   }
@@ -44,7 +45,8 @@ NVL_HOST_DEVICE constexpr double to_open_unit_interval(std::uint32_t high, std::
 
 /// The `n`-th uniform number in (0, 1) for the token at `output_index` of choice `choice` of a request seeded with `seed`.
 /// The fourth word of the counter is 0 here; a later use that needs numbers of its own takes another value.
-NVL_HOST_DEVICE constexpr double uniform(std::uint64_t seed, std::uint32_t choice, std::uint32_t output_index, std::uint32_t n = 0) noexcept {
+NVL_HOST_DEVICE constexpr double uniform(std::uint64_t seed, std::uint32_t choice, std::uint32_t output_index,
+                                         std::uint32_t n = 0) noexcept {
   const PhiloxBlock r = philox4x32({{n, output_index, choice, 0}}, seed);
   return to_open_unit_interval(r.word[0], r.word[1]);
 }

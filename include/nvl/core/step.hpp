@@ -148,15 +148,15 @@ class StepBuffer {
 
 struct TokenLogprob {
   TokenId token = 0;
-  float logprob = 0;  // natural logarithm, after temperature, penalties and bias, before top-k/top-p/min-p
+  float logprob = 0;  // natural logarithm, after bias, penalties, bans and temperature (0: as 1), before top-k/top-p/min-p
 };
 
 /// What one row of logits became.
 struct SampledToken {
   TokenId token = 0;
   float logprob = 0;                       // of `token`; 0 unless SamplingRow::num_logprobs >= 0
-  bool finite = true;                      // false: a logit was NaN or +-infinity; `token` means nothing
-  std::vector<TokenLogprob> top_logprobs;  // most likely first, num_logprobs of them
+  bool finite = true;                      // false: a logit was NaN or +-infinity, or all were banned; `token` means nothing
+  std::vector<TokenLogprob> top_logprobs;  // most likely first, num_logprobs of them (fewer if more are banned)
 };
 
 struct StepOutput {

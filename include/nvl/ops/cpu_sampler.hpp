@@ -225,7 +225,7 @@ inline float top_k_threshold(const SamplerRow& row, std::size_t k) {
   return find_threshold(row.max, 1.0, 0, [&](float threshold) { return count_from(row.logits, threshold) >= k; });
 }
 
-/// Fills scratch.candidates with the tokens that reach `threshold`, by ascending id, weights left 0; and copies them to selection.
+/// Fills scratch.candidates with the tokens that reach `threshold`, by ascending id, weights left 0.
 inline void gather_candidates(const SamplerRow& row, float threshold, SamplerScratch& scratch) {
   scratch.candidates.clear();
   std::size_t i = 0;
@@ -294,7 +294,8 @@ inline TokenId draw_from_all(double u, double total, const SamplerScratch& scrat
 inline TokenId draw_truncated(double u, const SamplerRow& row, const SamplingRow& options, SamplerScratch& scratch) {
   const bool has_top_k = options.top_k > 0 && static_cast<std::size_t>(options.top_k) < row.logits.size();
   const bool has_top_p = options.top_p < 1.0f;
-  const double min_scaled = options.min_p > 0.0f ? std::log(double{options.min_p}) : -std::numeric_limits<double>::infinity();
+  const bool has_min_p = options.min_p > 0.0f;
+  const double min_scaled = has_min_p ? std::log(std::min(double{options.min_p}, 1.0)) : -std::numeric_limits<double>::infinity();
   const auto k = static_cast<std::size_t>(has_top_k ? options.top_k : 0);
   const double temperature = 1.0 / row.inv_temperature;
 
@@ -305,13 +306,14 @@ inline TokenId draw_truncated(double u, const SamplerRow& row, const SamplingRow
   } else {
     if (has_top_p) {
       total = compute_weights(row, scratch);
-      const double mass = total * options.top_p;
-      threshold = find_threshold(row.max, temperature, 6, [&](float t) { return mass_from(row.logits, scratch.weights, t) >= mass; });
+      const auto reaches_p = [&](float t) { return mass_from(row.logits, scratch.weights, t) >= total * options.top_p; };
+      threshold = find_threshold(row.max, temperature, 6, reaches_p);
     }
-    if (options.min_p > 0.0f) {
+    if (has_min_p) {
       // One part in a million lower, so that rounding loses no candidate; the exact test is below.
-      const double lowest = row.max + min_scaled * temperature;
-      threshold = std::max(threshold, static_cast<float>(std::max(lowest - 1e-6 * (std::abs(lowest) + std::abs(row.max)), double{lowest_logit})));
+      const double exact = row.max + min_scaled * temperature;
+      const double lower = exact - 1e-6 * (std::abs(exact) + std::abs(row.max));
+      threshold = std::max(threshold, static_cast<float>(std::max(lower, double{lowest_logit})));
     }
   }
 
@@ -352,9 +354,10 @@ inline std::span<const float> adjust_logits(std::span<const float> logits, const
   scratch.logits.assign(logits.begin(), logits.end());
   const std::span<float> out = scratch.logits;
   const auto slice = [](auto array, IndexRange range) { return array.subspan(range.begin, range.size()); };
-  const auto in_vocab = [&](TokenId id) { return id >= 0 && static_cast<std::size_t>(id) < out.size(); };  // other ids have no logit
+  // An id outside the vocabulary has no logit to change.
+  const auto in_vocab = [&](TokenId id) { return id >= 0 && static_cast<std::size_t>(id) < out.size(); };
   // Only a ban may make a logit infinite.
-  const auto set = [&](std::size_t i, float value) { out[i] = std::clamp(value, lowest_logit, std::numeric_limits<float>::max()); };
+  const auto set = [&](std::size_t i, float value) { out[i] = std::clamp(value, lowest_logit, -lowest_logit); };
 
   for (const LogitBias& b : slice(in.logit_bias, options.bias)) {
     if (in_vocab(b.token)) { set(static_cast<std::size_t>(b.token), out[static_cast<std::size_t>(b.token)] + b.bias); }
