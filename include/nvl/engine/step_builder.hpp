@@ -4,6 +4,7 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/engine/request_state.hpp>
+#include <nvl/kv/block_table.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
 
 #include <algorithm>
@@ -53,12 +54,6 @@ IndexRange append(std::span<T> array, std::uint32_t& used, const Range& source) 
 }
 
 }  // namespace detail
-
-/// Token -> slot of the KV cache, for token `position` of a sequence.
-inline SlotId slot_of(std::span<const BlockId> block_table, std::int32_t position, std::int32_t block_size) noexcept {
-  const BlockId block = block_table[static_cast<std::size_t>(position / block_size)];
-  return SlotId{index_of(block)} * block_size + position % block_size;
-}
 
 /// Writes `batch`, whose sequences are RequestStates, into `buffer`. Rows of one sequence are consecutive; sampled rows keep
 /// the order of the batch. `extra_samples` rows of sample_rows and sampling are left for the caller to fill.

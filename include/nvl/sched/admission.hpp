@@ -1,0 +1,96 @@
+#pragma once
+/// How a sequence gets its blocks and loses them: the transactions that every scheduler shares. Each either happens whole or
+/// changes nothing.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/kv/block_table.hpp>
+#include <nvl/sched/scheduled_batch.hpp>
+#include <nvl/sched/sequence.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace nvl::inline NVL_ABI {
+
+/// Gives up every block of `seq` and what was known of them; its tokens stay. The table is released in its order: allocators
+/// evict the end of a sequence before its beginning.
+template <BlockAllocator A>
+void release_blocks(Sequence& seq, A& allocator) noexcept {
+  allocator.release(seq.block_table);
+  seq.block_table.clear();
+  seq.num_computed = 0;
+  seq.num_published = 0;
+  seq.published_prefix = seq.prefix_root;
+}
+
+/// Makes room for the first `num_tokens` tokens of `seq`, which has some blocks or none. False: nothing changed.
+/// Throws std::bad_alloc only, and then nothing changed either.
+template <BlockAllocator A>
+[[nodiscard]] bool try_grow(Sequence& seq, A& allocator, std::int32_t num_tokens, std::int32_t block_size) {
+  const std::size_t have = seq.block_table.size();
+  const std::size_t need = blocks_for(num_tokens, block_size);
+  if (need <= have) { return true; }
+  seq.block_table.resize(need);
+  if (allocator.try_allocate(std::span(seq.block_table).subspan(have))) { return true; }
+  seq.block_table.resize(have);
+  return false;
+}
+
+/// [tokens] that `seq`, without blocks, would have to compute if it were admitted now.
+template <BlockAllocator A>
+std::int32_t uncached_tokens(const Sequence& seq, const A& allocator) {
+  if constexpr (PrefixCachingAllocator<A>) {
+    // The last token is always computed: its logits give the next one.
+    const auto known = std::span(seq.tokens).first(seq.tokens.size() - 1);
+    return seq.num_tokens() - static_cast<std::int32_t>(allocator.lookup(seq.prefix_root, known));
+  }
+  return seq.num_tokens();
+}
+
+/// Gives `seq`, which has no blocks, all that its tokens need: those that the prefix cache holds, at most up to the last token,
+/// which is always computed, and new ones for the rest. At least `reserve` blocks stay free. Its status becomes running.
+/// False: `seq` and `allocator` own what they did before.
+template <BlockAllocator A>
+[[nodiscard]] bool try_admit(Sequence& seq, A& allocator, std::int32_t block_size, std::uint32_t reserve = 0) {
+  // Before anything else: the memory for the table, so that nothing throws half-way.
+  seq.block_table.reserve(blocks_for(seq.num_tokens(), block_size));
+  PrefixId prefix = seq.prefix_root;
+  if constexpr (PrefixCachingAllocator<A>) {
+    prefix = allocator.match(prefix, std::span<const TokenId>(seq.tokens).first(seq.tokens.size() - 1), seq.block_table);
+  }
+  const std::size_t num_matched = seq.block_table.size();
+  const std::size_t missing = blocks_for(seq.num_tokens(), block_size) - num_matched;
+  if (missing + reserve > allocator.num_free() || !try_grow(seq, allocator, seq.num_tokens(), block_size)) {
+    release_blocks(seq, allocator);
+    return false;
+  }
+  seq.num_published = static_cast<std::int32_t>(num_matched);
+  seq.published_prefix = prefix;
+  seq.num_cached = seq.num_computed = seq.num_published * block_size;
+  seq.status = SeqStatus::running;
+  return true;
+}
+
+/// Takes the blocks of a running sequence back. Its tokens are computed again, from the first that the prefix cache has lost.
+template <BlockAllocator A>
+void preempt_by_recompute(Sequence& seq, A& allocator, ScheduledBatch& batch) {
+  batch.preempted.push_back(&seq);
+  release_blocks(seq, allocator);
+  seq.status = SeqStatus::preempted;
+  ++seq.num_preemptions;
+}
+
+/// Plans the next `num_tokens` tokens of `seq`, whose blocks are there.
+inline void append_to_batch(ScheduledBatch& batch, Sequence& seq, std::int32_t num_tokens) {
+  batch.seqs.push_back({.seq = &seq,
+                        .first_position = seq.num_computed,
+                        .num_tokens = num_tokens,
+                        .needs_sample = num_tokens == seq.num_uncomputed()});
+  seq.num_computed += num_tokens;
+  batch.num_tokens += num_tokens;
+}
+
+}  // namespace nvl::inline NVL_ABI
