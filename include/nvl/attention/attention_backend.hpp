@@ -5,6 +5,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/core/kv_layout.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/ops/device_ops.hpp>
 
 #include <concepts>
 #include <cstdint>
@@ -44,6 +45,23 @@ struct AttentionCall {
   std::int32_t window = 0;          // [tokens] visible to a query, itself included; 0 = all
 };
 
+namespace detail::attention_backend {
+
+template <class B>
+concept has_types = requires { typename B::Element; typename B::Ops; };
+template <class B>
+concept has_constructor = std::constructible_from<B, const AttentionShape&, typename B::Ops&>;
+template <class B>
+concept has_block_size = requires { { B::block_size } -> std::convertible_to<std::int32_t>; };
+template <class B>
+concept has_supports = requires(std::int32_t head_dim) { { B::supports(head_dim) } -> std::same_as<bool>; };
+template <class B>
+concept has_plan = requires(B b, const AttentionMetadata& metadata) { b.plan(metadata); };
+template <class B>
+concept has_run = requires(B b, const AttentionCall<typename B::Element>& call) { b.run(call); };
+
+}  // namespace detail::attention_backend
+
 /// | expression            | meaning                                                                               |
 /// |-----------------------|---------------------------------------------------------------------------------------|
 /// | `B::Element`          | type of Q, K, V and the output                                                        |
@@ -55,13 +73,34 @@ struct AttentionCall {
 /// | `b.run(call)`         | one layer                                                                             |
 template <class B>
 concept AttentionBackend =
-    requires { typename B::Element; typename B::Ops; } &&
-    std::constructible_from<B, const AttentionShape&, typename B::Ops&> &&
-    requires(B b, const AttentionMetadata& metadata, const AttentionCall<typename B::Element>& call, std::int32_t head_dim) {
-      { B::block_size } -> std::convertible_to<std::int32_t>;
-      { B::supports(head_dim) } -> std::same_as<bool>;
-      b.plan(metadata);
-      b.run(call);
-    };
+    detail::attention_backend::has_types<B> && detail::attention_backend::has_constructor<B> &&
+    detail::attention_backend::has_block_size<B> && detail::attention_backend::has_supports<B> &&
+    detail::attention_backend::has_plan<B> && detail::attention_backend::has_run<B>;
+
+/// The least AttentionBackend. Declared, not defined.
+struct AttentionBackendArchetype {
+  using Element = DeviceOpsArchetype::Element;
+  using Ops = DeviceOpsArchetype;
+  static constexpr std::int32_t block_size = 16;
+  static constexpr bool supports(std::int32_t) { return true; }
+  AttentionBackendArchetype(const AttentionShape&, Ops&);
+  void plan(const AttentionMetadata&);
+  void run(const AttentionCall<Element>&);
+};
+
+/// True if B is an AttentionBackend; else the compiler says which member is missing. For use beside a backend of one's own:
+/// `static_assert(nvl::require_attention_backend<MyBackend>());`
+template <class B>
+consteval bool require_attention_backend() {
+  namespace has = detail::attention_backend;
+  static_assert(has::has_types<B>, "nvl: an AttentionBackend needs the types `Element` and `Ops`");
+  static_assert(has::has_constructor<B>, "nvl: an AttentionBackend needs a constructor from `const AttentionShape&, Ops&`");
+  static_assert(has::has_block_size<B>, "nvl: an AttentionBackend needs `static constexpr std::int32_t block_size`");
+  static_assert(has::has_supports<B>, "nvl: an AttentionBackend needs `static constexpr bool supports(std::int32_t head_dim)`");
+  static_assert(has::has_plan<B>, "nvl: an AttentionBackend needs `void plan(const AttentionMetadata&)`");
+  static_assert(has::has_run<B>, "nvl: an AttentionBackend needs `void run(const AttentionCall<Element>&)`");
+  return true;
+}
+static_assert(require_attention_backend<AttentionBackendArchetype>());
 
 }  // namespace nvl::inline NVL_ABI

@@ -13,28 +13,39 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Hands out KV cache blocks. Called by the engine thread only. Constructible from `BlockPoolShape`.
+/// What an Engine constructs its allocator from.
+struct BlockPoolShape {
+  std::uint32_t num_blocks = 0;
+  std::uint32_t block_size = 0;  // [tokens]
+};
+
+namespace detail::block_allocator {
+
+template <class A>
+concept has_try_allocate = requires(A a, std::span<BlockId> out) { { a.try_allocate(out) } noexcept -> std::same_as<bool>; };
+template <class A>
+concept has_release = requires(A a, std::span<const BlockId> ids) { { a.release(ids) } noexcept; };
+template <class A>
+concept has_num_free = requires(const A& a) { { a.num_free() } noexcept -> std::same_as<std::uint32_t>; };
+template <class A>
+concept has_num_blocks = requires(const A& a) { { a.num_blocks() } noexcept -> std::same_as<std::uint32_t>; };
+
+}  // namespace detail::block_allocator
+
+/// Hands out KV cache blocks. Called by the engine thread only. Movable.
 ///
 /// | expression            | returns       | throws | meaning                                                       |
 /// |-----------------------|---------------|--------|---------------------------------------------------------------|
+/// | `A(shape)`            |               | may    | all blocks of the `BlockPoolShape` free                       |
 /// | `a.try_allocate(out)` | bool          | never  | fills `out` with distinct free ids; false: `a` is unchanged   |
 /// | `a.release(ids)`      | void          | never  | gives up one reference to each id; any order                  |
 /// | `ca.num_free()`       | std::uint32_t | never  | [blocks] the largest `out` that would succeed now             |
 /// | `ca.num_blocks()`     | std::uint32_t | never  | [blocks] fixed at construction                                |
 template <class A>
 concept BlockAllocator =
-    std::movable<A> && requires(A a, const A& ca, std::span<BlockId> out, std::span<const BlockId> ids) {
-      { a.try_allocate(out) } noexcept -> std::same_as<bool>;
-      { a.release(ids) } noexcept;
-      { ca.num_free() } noexcept -> std::same_as<std::uint32_t>;
-      { ca.num_blocks() } noexcept -> std::same_as<std::uint32_t>;
-    };
-
-/// What an Engine constructs its allocator from.
-struct BlockPoolShape {
-  std::uint32_t num_blocks = 0;
-  std::uint32_t block_size = 0;  // [tokens]
-};
+    std::movable<A> && std::constructible_from<A, const BlockPoolShape&> && detail::block_allocator::has_try_allocate<A> &&
+    detail::block_allocator::has_release<A> && detail::block_allocator::has_num_free<A> &&
+    detail::block_allocator::has_num_blocks<A>;
 
 /// Refinement: a block may have several owners.
 ///
@@ -86,6 +97,24 @@ struct BlockAllocatorArchetype {
   std::uint32_t num_free() const noexcept;
   std::uint32_t num_blocks() const noexcept;
 };
-static_assert(BlockAllocator<BlockAllocatorArchetype>);
+/// True if A is a BlockAllocator; else the compiler says which member is missing. For use beside an allocator of one's own:
+/// `static_assert(nvl::require_block_allocator<MyAllocator>());`
+template <class A>
+consteval bool require_block_allocator() {
+  namespace has = detail::block_allocator;
+  static_assert(std::movable<A>, "nvl: a BlockAllocator must be movable");
+  static_assert(std::constructible_from<A, const BlockPoolShape&>, "nvl: a BlockAllocator needs a constructor from `const BlockPoolShape&`");
+  static_assert(has::has_try_allocate<A>, "nvl: a BlockAllocator needs `bool try_allocate(std::span<BlockId>) noexcept`");
+  static_assert(has::has_release<A>, "nvl: a BlockAllocator needs `void release(std::span<const BlockId>) noexcept`");
+  static_assert(has::has_num_free<A>, "nvl: a BlockAllocator needs `std::uint32_t num_free() const noexcept`");
+  static_assert(has::has_num_blocks<A>, "nvl: a BlockAllocator needs `std::uint32_t num_blocks() const noexcept`");
+  // A refinement with a spelling mistake would otherwise be left unused without a word.
+  static_assert(!requires { &A::share; } || SharingAllocator<A>,
+                "nvl: the allocator has `share` but is no SharingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
+  static_assert(!requires { &A::match; } || PrefixCachingAllocator<A>,
+                "nvl: the allocator has `match` but is no PrefixCachingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
+  return true;
+}
+static_assert(require_block_allocator<BlockAllocatorArchetype>());
 
 }  // namespace nvl::inline NVL_ABI

@@ -35,6 +35,17 @@ concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t cou
   c.all_reduce_sum(data, count);
 };
 
+namespace detail::parallel_strategy {
+
+template <class P>
+concept has_context = RankContext<typename P::Context>;
+template <class P>
+concept has_num_local_ranks = requires(const P& p) { { p.num_local_ranks() } noexcept -> std::same_as<std::uint32_t>; };
+template <class P>
+concept has_for_each_rank = requires(P p, void (*f)(typename P::Context&, std::uint32_t)) { p.for_each_rank(f); };
+
+}  // namespace detail::parallel_strategy
+
 /// | expression            | returns       | meaning                                                                               |
 /// |-----------------------|---------------|---------------------------------------------------------------------------------------|
 /// | `P::Context`          |               | a RankContext; lives at one address as long as the strategy does                      |
@@ -42,11 +53,8 @@ concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t cou
 /// | `p.for_each_rank(f)`  | void          | calls `f(context, i)`, 0 <= i < num_local_ranks, once a rank and side by side; returns|
 /// |                       |               | when all did; the first exception of any rank is thrown again here                    |
 template <class P>
-concept ParallelStrategy = std::movable<P> && RankContext<typename P::Context> &&
-                           requires(P p, const P& cp, void (*f)(typename P::Context&, std::uint32_t)) {
-                             { cp.num_local_ranks() } noexcept -> std::same_as<std::uint32_t>;
-                             p.for_each_rank(f);
-                           };
+concept ParallelStrategy = std::movable<P> && detail::parallel_strategy::has_context<P> &&
+                           detail::parallel_strategy::has_num_local_ranks<P> && detail::parallel_strategy::has_for_each_rank<P>;
 
 /// The least RankContext and ParallelStrategy. Declared, not defined.
 struct RankContextArchetype {
@@ -63,6 +71,18 @@ struct ParallelStrategyArchetype {
   template <class F>
   void for_each_rank(F&&);
 };
-static_assert(ParallelStrategy<ParallelStrategyArchetype>);
+
+/// True if P is a ParallelStrategy; else the compiler says which member is missing. For use beside a strategy of one's own:
+/// `static_assert(nvl::require_parallel_strategy<MyStrategy>());`
+template <class P>
+consteval bool require_parallel_strategy() {
+  namespace has = detail::parallel_strategy;
+  static_assert(std::movable<P>, "nvl: a ParallelStrategy must be movable");
+  static_assert(has::has_context<P>, "nvl: a ParallelStrategy needs the type `Context`, a RankContext (nvl/parallel/parallel_strategy.hpp)");
+  static_assert(has::has_num_local_ranks<P>, "nvl: a ParallelStrategy needs `std::uint32_t num_local_ranks() const noexcept`");
+  static_assert(has::has_for_each_rank<P>, "nvl: a ParallelStrategy needs `void for_each_rank(f)` with f(Context&, std::uint32_t)");
+  return true;
+}
+static_assert(require_parallel_strategy<ParallelStrategyArchetype>());
 
 }  // namespace nvl::inline NVL_ABI

@@ -17,6 +17,21 @@ struct SchedulerOptions {
   std::int32_t block_size = 16;                // [tokens]
 };
 
+namespace detail::scheduler_policy {
+
+template <class S>
+concept has_add = requires(S s, Sequence& seq) { s.add(seq); };
+template <class S, class A>
+concept has_schedule = requires(S s, A& allocator, ScheduledBatch& batch) { s.schedule(allocator, batch); };
+template <class S>
+concept has_remove = requires(S s, Sequence& seq) { s.remove(seq); };
+template <class S>
+concept has_num_waiting = requires(const S& s) { { s.num_waiting() } noexcept -> std::same_as<std::uint32_t>; };
+template <class S>
+concept has_num_running = requires(const S& s) { { s.num_running() } noexcept -> std::same_as<std::uint32_t>; };
+
+}  // namespace detail::scheduler_policy
+
 /// Plans steps. Never touches a device or a token's value. Sequences belong to the engine; a policy keeps pointers from `add`
 /// to `remove`. Called by the engine thread only. Constructible from `SchedulerOptions`.
 ///
@@ -30,14 +45,10 @@ struct SchedulerOptions {
 /// | `cs.num_waiting()`        | std::uint32_t | [sequences] without blocks                                                                |
 /// | `cs.num_running()`        | std::uint32_t | [sequences] admitted                                                                      |
 template <class S, class A = BlockAllocatorArchetype>
-concept SchedulerPolicy = std::movable<S> && std::constructible_from<S, const SchedulerOptions&> && BlockAllocator<A> &&
-                          requires(S s, const S& cs, Sequence& seq, A& allocator, ScheduledBatch& batch) {
-                            s.add(seq);
-                            s.schedule(allocator, batch);
-                            s.remove(seq);
-                            { cs.num_waiting() } noexcept -> std::same_as<std::uint32_t>;
-                            { cs.num_running() } noexcept -> std::same_as<std::uint32_t>;
-                          };
+concept SchedulerPolicy =
+    std::movable<S> && std::constructible_from<S, const SchedulerOptions&> && BlockAllocator<A> &&
+    detail::scheduler_policy::has_add<S> && detail::scheduler_policy::has_schedule<S, A> && detail::scheduler_policy::has_remove<S> &&
+    detail::scheduler_policy::has_num_waiting<S> && detail::scheduler_policy::has_num_running<S>;
 
 /// The least SchedulerPolicy. Declared, not defined.
 struct SchedulerPolicyArchetype {
@@ -49,6 +60,21 @@ struct SchedulerPolicyArchetype {
   std::uint32_t num_waiting() const noexcept;
   std::uint32_t num_running() const noexcept;
 };
-static_assert(SchedulerPolicy<SchedulerPolicyArchetype>);
+
+/// True if S is a SchedulerPolicy over A; else the compiler says which member is missing. For use beside a policy of one's own:
+/// `static_assert(nvl::require_scheduler_policy<MyScheduler>());`
+template <class S, class A = BlockAllocatorArchetype>
+consteval bool require_scheduler_policy() {
+  namespace has = detail::scheduler_policy;
+  static_assert(std::movable<S>, "nvl: a SchedulerPolicy must be movable");
+  static_assert(std::constructible_from<S, const SchedulerOptions&>, "nvl: a SchedulerPolicy needs a constructor from `const SchedulerOptions&`");
+  static_assert(has::has_add<S>, "nvl: a SchedulerPolicy needs `void add(Sequence&)`");
+  static_assert(has::has_schedule<S, A>, "nvl: a SchedulerPolicy needs `void schedule(Allocator&, ScheduledBatch&)` for this allocator");
+  static_assert(has::has_remove<S>, "nvl: a SchedulerPolicy needs `void remove(Sequence&)`");
+  static_assert(has::has_num_waiting<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_waiting() const noexcept`");
+  static_assert(has::has_num_running<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_running() const noexcept`");
+  return true;
+}
+static_assert(require_scheduler_policy<SchedulerPolicyArchetype>());
 
 }  // namespace nvl::inline NVL_ABI
