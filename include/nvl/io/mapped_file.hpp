@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -57,6 +58,17 @@ class MappedFile {
     if (size > 0) { mode == MapMode::map ? map_all(size) : read_all(size); }
     check_unchanged();
     if (mode == MapMode::read) { file_ = Descriptor(); }
+  }
+
+  /// A file whose bytes the caller already has, e.g. linked into the program. Copies them; `name` is used in messages.
+  static MappedFile from_bytes(std::span<const std::byte> bytes, std::string name) {
+    MappedFile file;
+    file.path_ = std::move(name);
+    if (!bytes.empty()) {
+      file.data_ = {new std::byte[bytes.size()], Release{bytes.size(), false}};
+      std::memcpy(file.data_.get(), bytes.data(), bytes.size());
+    }
+    return file;
   }
 
   std::span<const std::byte> bytes() const noexcept { return {data_.get(), data_ ? data_.get_deleter().size : 0}; }
