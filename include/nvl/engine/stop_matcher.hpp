@@ -63,7 +63,7 @@ class StopMatcher {
     std::uint32_t depth = 0;   // [bytes]
     std::uint32_t held = 0;    // [bytes] of the longest suffix, or of this, that can grow
     std::int32_t match = no_match;
-    char byte = 0;             // the last one
+    char byte = 0;  // the last one
   };
 
   /// Siblings are at most as many as stop strings. The root, where most text is, has a table.

@@ -108,9 +108,9 @@ class TextStream {
   std::vector<std::string> stops_;
   StopMatcher matcher_;
   bool include_stop_;
-  bool stops_apply_ = true;          // to the last token
+  bool stops_apply_ = true;  // to the last token
   StopMatcher::State state_{};
-  std::string held_;                 // decoded text that may begin a stop string
+  std::string held_;  // decoded text that may begin a stop string
   std::int32_t matched_ = StopMatcher::no_match;
 };
 

@@ -49,12 +49,12 @@ constexpr bool more_likely(const SamplerCandidate& a, const SamplerCandidate& b)
 
 /// Memory of one thread that samples rows. Grows to the vocabulary once; owned by the caller.
 struct SamplerScratch {
-  std::vector<float> logits;                        // [vocab] of a row with bias, penalties or bans
-  std::vector<float> weights;                       // [vocab]
-  std::vector<double> block_sums;                   // of weights
-  std::vector<std::int32_t> counts;                 // [vocab] of a token in the output; all zero between rows
-  std::vector<detail::SamplerCandidate> candidates; // by ascending id
-  std::vector<detail::SamplerCandidate> selection;  // the same, partly ordered by likelihood
+  std::vector<float> logits;                         // [vocab] of a row with bias, penalties or bans
+  std::vector<float> weights;                        // [vocab]
+  std::vector<double> block_sums;                    // of weights
+  std::vector<std::int32_t> counts;                  // [vocab] of a token in the output; all zero between rows
+  std::vector<detail::SamplerCandidate> candidates;  // by ascending id
+  std::vector<detail::SamplerCandidate> selection;   // the same, partly ordered by likelihood
 };
 
 namespace detail {

@@ -114,12 +114,13 @@ std::vector<Setting> settings() {
   add("min_p 0.1", [](SamplingRow& r) { r.min_p = 0.1f; });
   add("min_p 1", [](SamplingRow& r) { r.min_p = 1.0f; });
   add("top_k 40, top_p 0.8", [](SamplingRow& r) { r.top_k = 40, r.top_p = 0.8f, r.temperature = 2.0f; });
-  add("top_k 40, top_p 0.95, min_p 0.05", [](SamplingRow& r) { r.top_k = 40, r.top_p = 0.95f, r.min_p = 0.05f, r.temperature = 1.5f; });
+  add("top_k 40, top_p 0.95, min_p 0.05",
+      [](SamplingRow& r) { r.top_k = 40, r.top_p = 0.95f, r.min_p = 0.05f, r.temperature = 1.5f; });
   add("top_p 0.9, min_p 0.02", [](SamplingRow& r) { r.top_p = 0.9f, r.min_p = 0.02f, r.temperature = 1.5f; });
   add("banned", [](SamplingRow& r) { r.top_k = 10; }, {.bias = {}, .banned = {3, 7, 7, 299, 0}, .history = {}});
-  add("bias", [](SamplingRow& r) { r.top_p = 0.9f; }, {.bias = {{0, 8.0f}, {299, 7.5f}, {0, 0.5f}, {17, -100.0f}}, .banned = {}, .history = {}});
-  add(
-      "penalties",
+  add("bias", [](SamplingRow& r) { r.top_p = 0.9f; },
+      {.bias = {{0, 8.0f}, {299, 7.5f}, {0, 0.5f}, {17, -100.0f}}, .banned = {}, .history = {}});
+  add("penalties",
       [](SamplingRow& r) {
         r.repetition_penalty = 1.3f, r.presence_penalty = 0.4f, r.frequency_penalty = 0.2f, r.num_prompt = 3, r.top_k = 50;
       },
@@ -196,7 +197,8 @@ TEST_CASE("The tokens that can be drawn are exactly those that the oracle keeps"
     SamplingRow row = sampled_row(trial % 2 == 0 ? 20.0f : 1.5f);
     row.top_k = std::uniform_int_distribution<std::int32_t>(0, 70)(random);
     row.top_p = trial % 4 == 0 ? 1.0f : std::uniform_real_distribution<float>(0.05f, 0.99f)(random);
-    row.min_p = trial % 5 == 0 ? 0.0f : std::uniform_real_distribution<float>(0.0f, 1.0f)(random) * (trial % 2 == 0 ? 1.0f : 0.2f);
+    row.min_p =
+        trial % 5 == 0 ? 0.0f : std::uniform_real_distribution<float>(0.0f, 1.0f)(random) * (trial % 2 == 0 ? 1.0f : 0.2f);
     Step step;
     step.add(row);
     const StepInput in = step.input();
@@ -296,8 +298,9 @@ TEST_CASE("Extreme but legal parameters give the limit that mathematics gives", 
   const TokenId best = sample_one(logits, {}).token;
   logits[static_cast<std::size_t>(best)] += 1.0f;  // a clear winner
   for (const float temperature : {1e-3f, 1e-30f, std::numeric_limits<float>::denorm_min()}) {
-    for (const auto& change : {+[](SamplingRow&) {}, +[](SamplingRow& r) { r.top_k = 50; }, +[](SamplingRow& r) { r.top_p = 0.9f; },
-                               +[](SamplingRow& r) { r.min_p = 0.1f; }, +[](SamplingRow& r) { r.num_logprobs = 5; }}) {
+    for (const auto& change :
+         {+[](SamplingRow&) {}, +[](SamplingRow& r) { r.top_k = 50; }, +[](SamplingRow& r) { r.top_p = 0.9f; },
+          +[](SamplingRow& r) { r.min_p = 0.1f; }, +[](SamplingRow& r) { r.num_logprobs = 5; }}) {
       SamplingRow row = sampled_row(temperature);
       change(row);
       for (row.output_index = 0; row.output_index < 20; ++row.output_index) {
@@ -524,7 +527,8 @@ TEST_CASE("A row that is not finite is reported and harms no other row", "[ops][
   constexpr std::int32_t vocab = 517;
   constexpr float infinity = std::numeric_limits<float>::infinity();
   ThreadPool pool(2);
-  for (const float poison : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+  for (const float poison :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
     for (const std::size_t at : {std::size_t{0}, std::size_t{300}, std::size_t{516}}) {
       Step step;
       std::vector<float> logits;

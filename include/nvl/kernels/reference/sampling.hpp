@@ -31,20 +31,23 @@ namespace reference {
 
 /// What a row of logits means to its request.
 struct SamplingDistribution {
-  std::vector<double> logits;         // [vocab] after bias and penalties; banned: -infinity
-  std::vector<double> logprobs;       // [vocab] after temperature, before top-k/top-p/min-p
-  std::vector<double> probabilities;  // [vocab] that a draw follows; 0 for what was cut off
-  std::vector<TokenId> by_likelihood; // tokens that are not banned, most likely first
-  double top_p_margin = 1;            // distance of top_p to the nearest probability at which its set changes
+  std::vector<double> logits;          // [vocab] after bias and penalties; banned: -infinity
+  std::vector<double> logprobs;        // [vocab] after temperature, before top-k/top-p/min-p
+  std::vector<double> probabilities;   // [vocab] that a draw follows; 0 for what was cut off
+  std::vector<TokenId> by_likelihood;  // tokens that are not banned, most likely first
+  double top_p_margin = 1;             // distance of top_p to the nearest probability at which its set changes
 };
 
 /// `logits`: [vocab], finite. The ranges of `options` point into `in`. At least one token is not banned.
-inline SamplingDistribution sampling_distribution(std::span<const float> logits, const StepInput& in, const SamplingRow& options) {
+inline SamplingDistribution sampling_distribution(std::span<const float> logits, const StepInput& in,
+                                                  const SamplingRow& options) {
   SamplingDistribution d;
   d.logits.assign(logits.begin(), logits.end());
   const auto at = [](std::vector<double>& values, TokenId id) -> double& { return values.at(static_cast<std::size_t>(id)); };
 
-  for (std::uint32_t i = options.bias.begin; i < options.bias.end; ++i) { at(d.logits, in.logit_bias[i].token) += in.logit_bias[i].bias; }
+  for (std::uint32_t i = options.bias.begin; i < options.bias.end; ++i) {
+    at(d.logits, in.logit_bias[i].token) += in.logit_bias[i].bias;
+  }
   std::set<TokenId> seen;
   std::map<TokenId, int> output_count;
   for (std::uint32_t i = 0; i < options.history.size(); ++i) {
