@@ -10,7 +10,9 @@
 #include <nvl/engine/any_engine.hpp>
 #include <nvl/engine/with_engine.hpp>
 #include <nvl/io/chat_format.hpp>
+#include <nvl/io/check_tensors.hpp>
 #include <nvl/io/checkpoint.hpp>
+#include <nvl/io/generation_config.hpp>
 #include <nvl/io/tokenizer.hpp>
 #include <nvl/nvl.hpp>
 
@@ -37,14 +39,16 @@ class LLM {
  public:
   /// Opens a .gguf file, a Hugging Face directory, or a .safetensors file beside its config.json.
   /// \throws FileError, Unsupported, InvalidArgument or OutOfMemory, naming what is wrong and where.
-  explicit LLM(const std::filesystem::path& model, LlmOptions options = {}) : tokenizer_(open_tokenizer(model)) {
+  explicit LLM(const std::filesystem::path& model, LlmOptions options = {}) {
     const Checkpoint checkpoint = Checkpoint::open(model);
+    tokenizer_ = open_tokenizer(checkpoint);
     if (options.check_tensors) { require_finite(checkpoint); }
-    warnings_ = checkpoint.warnings();
+    warnings_.assign(checkpoint.warnings().begin(), checkpoint.warnings().end());
     defaults_ = checkpoint.generation_defaults();
     NVL_EXPECTS(tokenizer_->vocab_size() <= checkpoint.config().vocab_size, "vocab_size", checkpoint.config().vocab_size,
                 "at least the tokenizer's " + std::to_string(tokenizer_->vocab_size()));
     options.engine.token_text = tokenizer_;
+    checkpoint.check_unchanged();
     engine_ = with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
       return make_any_engine<E, Checkpoint>(checkpoint.config(), checkpoint, options.engine, options.progress);
     });
@@ -66,7 +70,11 @@ class LLM {
   }
 
   /// The library's defaults with the model's generation_config.json over them. A request changes what it wants to.
-  SamplingParams default_sampling() const { return sampling_from(defaults_); }
+  SamplingParams default_sampling() const {
+    SamplingParams sampling;
+    defaults_.apply_to(sampling);
+    return sampling;
+  }
 
   AnyEngine& engine() noexcept { return *engine_; }
   const ModelConfig& config() const noexcept { return engine_->config(); }
@@ -75,8 +83,21 @@ class LLM {
   const std::vector<std::string>& warnings() const noexcept { return warnings_; }
 
  private:
-  static std::shared_ptr<const Tokenizer> open_tokenizer(const std::filesystem::path& model) {
-    return std::make_shared<const Tokenizer>(Tokenizer::open(model));
+  static std::shared_ptr<const Tokenizer> open_tokenizer(const Checkpoint& checkpoint) {
+    if (checkpoint.gguf() != nullptr) { return std::make_shared<const Tokenizer>(Tokenizer::from_gguf(*checkpoint.gguf())); }
+    const std::filesystem::path& path = checkpoint.path();
+    return std::make_shared<const Tokenizer>(Tokenizer::open(std::filesystem::is_directory(path) ? path : path.parent_path()));
+  }
+
+  static void require_finite(const Checkpoint& checkpoint) {
+    const std::vector<NonFiniteTensor> broken = find_non_finite(checkpoint);
+    if (broken.empty()) { return; }
+    std::string list;
+    for (const NonFiniteTensor& tensor : broken) {
+      list += (list.empty() ? "" : ", ") + tensor.name + " (" + std::to_string(tensor.count) + " of its values, the first at index " +
+              std::to_string(tensor.first) + ")";
+    }
+    raise(FileError(checkpoint.path().string(), "weights are NaN or infinite: " + list));
   }
 
   std::shared_ptr<const Tokenizer> tokenizer_;

@@ -16,6 +16,7 @@
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/model/model_runner.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/sched/admission.hpp>
 #include <nvl/sched/publish.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
 
@@ -39,10 +40,11 @@ namespace nvl::inline NVL_ABI {
 /// One model on the ranks of one strategy. Not thread-safe: one thread calls it. Requests run only inside `step`.
 template <class Scheduler, class Allocator, class Attention, class Parallel>
 class Engine {
-  static_assert(BlockAllocator<Allocator>, "nvl::Engine: the second policy is no BlockAllocator (kv/block_allocator.hpp)");
-  static_assert(SchedulerPolicy<Scheduler, Allocator>, "nvl::Engine: the first policy is no SchedulerPolicy (sched/scheduler_policy.hpp)");
-  static_assert(AttentionBackend<Attention>, "nvl::Engine: the third policy is no AttentionBackend (attention/attention_backend.hpp)");
-  static_assert(ParallelStrategy<Parallel>, "nvl::Engine: the fourth policy is no ParallelStrategy (parallel/parallel_strategy.hpp)");
+  // Each says which member is missing.
+  static_assert(require_block_allocator<Allocator>());
+  static_assert(require_scheduler_policy<Scheduler, Allocator>());
+  static_assert(require_attention_backend<Attention>());
+  static_assert(require_parallel_strategy<Parallel>());
   static_assert(std::is_same_v<typename Attention::Element, typename Attention::Ops::Element>,
                 "nvl::Engine: the attention backend and its ops must have the same Element");
   static_assert([] {
@@ -299,6 +301,7 @@ class Engine {
       request.was_scheduled = true;
       request.scheduled = now;
       stats_.prompt_tokens += static_cast<std::uint64_t>(request.num_prompt);
+      request.num_cached_prompt = request.num_cached;
       stats_.cached_prompt_tokens += static_cast<std::uint64_t>(request.num_cached);
     }
     ++stats_.num_steps;
@@ -333,15 +336,15 @@ class Engine {
 
     const bool at_stop_id = std::find(request.stop_ids.begin(), request.stop_ids.end(), sampled.token) != request.stop_ids.end();
     const bool at_length = request.num_tokens() >= request.max_total_tokens;
-    bool at_stop_string = false;
     std::string piece;
-    if (request.text_stream && !at_stop_id) {
-      piece = request.text_stream->push(sampled.token, request.num_output() >= request.sampling.min_tokens);
-      at_stop_string = request.text_stream->stopped();
+    bool at_stop_string = false;
+    if (request.text_stream) {
+      TextStream& text = *request.text_stream;
+      if (!at_stop_id) { piece = text.push(sampled.token, request.num_output() >= request.sampling.min_tokens); }
+      if (at_stop_id || at_length) { piece += text.finish(); }
+      at_stop_string = text.stopped();
+      request.text += piece;
     }
-    const bool ends = at_stop_id || at_stop_string || at_length;
-    if (ends && request.text_stream) { piece += request.text_stream->finish(); }
-    request.text += piece;
     if (!report_token(request, sampled, piece) || request.status == SeqStatus::finished) { return; }
     if (at_stop_id || at_stop_string) {
       if (at_stop_id) { request.stop_token = sampled.token; }
@@ -366,8 +369,7 @@ class Engine {
   /// The one way out of the engine.
   void finish(RequestState& request, FinishReason reason, std::string error = {}) {
     scheduler_.remove(request);
-    allocator_.release(request.block_table);
-    request.block_table.clear();
+    release_blocks(request, allocator_);
     request.status = SeqStatus::finished;
     request.finish_reason = reason;
     ++stats_.num_finished[static_cast<std::size_t>(reason)];
@@ -395,7 +397,7 @@ class Engine {
     done.stop_token = request.stop_token;
     done.logprobs = std::move(request.logprobs);
     done.seed = request.seed;
-    done.num_cached_tokens = request.num_cached;
+    done.num_cached_tokens = request.num_cached_prompt;
     done.num_preemptions = request.num_preemptions;
     done.error = std::move(error);
     done.timings.e2e = seconds(request.submitted, now);

@@ -30,6 +30,7 @@ struct RequestState : Sequence {
   RequestCallbacks callbacks;
   Clock::time_point submitted, scheduled, first_token, last_token;
   bool was_scheduled = false;
+  std::int32_t num_cached_prompt = 0;       // [tokens] found in the prefix cache when it was first scheduled
   TokenId stop_token = -1;                  // that ended it
 };
 

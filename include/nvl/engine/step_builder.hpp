@@ -83,19 +83,19 @@ inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t blo
 
     const SamplingParams& p = request.sampling;
     in.sample_rows[row] = static_cast<std::int32_t>(token) - 1;
-    SamplingRow& out = in.sampling[row++] = SamplingRow{
-        .temperature = p.temperature,
-        .top_p = p.top_p,
-        .min_p = p.min_p,
-        .repetition_penalty = p.repetition_penalty,
-        .presence_penalty = p.presence_penalty,
-        .frequency_penalty = p.frequency_penalty,
-        .top_k = std::max(p.top_k, 0),
-        .num_logprobs = p.logprobs.value_or(-1),
-        .seed = request.seed,
-        .output_index = static_cast<std::uint32_t>(request.num_output()),
-        .num_prompt = static_cast<std::uint32_t>(request.num_prompt),
-    };
+    SamplingRow& out = in.sampling[row++];
+    out = {};
+    out.temperature = p.temperature;
+    out.top_p = p.top_p;
+    out.min_p = p.min_p;
+    out.repetition_penalty = p.repetition_penalty;
+    out.presence_penalty = p.presence_penalty;
+    out.frequency_penalty = p.frequency_penalty;
+    out.top_k = std::max(p.top_k, 0);
+    out.num_logprobs = p.logprobs.value_or(-1);
+    out.seed = request.seed;
+    out.output_index = static_cast<std::uint32_t>(request.num_output());
+    out.num_prompt = static_cast<std::uint32_t>(request.num_prompt);
     out.banned = detail::append(in.banned, num_banned, detail::banned_tokens(request));
     if (detail::needs_history(p)) { out.history = detail::append(in.history, num_history, request.tokens); }
     out.bias = {num_bias, num_bias + static_cast<std::uint32_t>(p.logit_bias.size())};
