@@ -7,6 +7,7 @@
 #include <nvl/io/bpe_merges.hpp>
 #include <nvl/io/vocabulary.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -63,10 +64,13 @@ class ByteLevelBpe {
     bool whole_pieces_first = false;    // a piece that is a token is taken as such before any merge ("ignore_merges")
     std::optional<TokenId> unknown;     // for a byte without a token; without it such bytes are dropped, as Hugging Face does
     bool fuse_unknown = false;          // one unknown token for a run of such bytes
+    std::vector<TokenId> never_whole;   // control tokens: a piece that spells one does not become it
   };
 
   /// The vocabulary's index must hold every token that pieces may become.
-  ByteLevelBpe(const Vocabulary& vocabulary, MergeTable merges, Options options) : merges_(std::move(merges)), options_(options) {
+  ByteLevelBpe(const Vocabulary& vocabulary, MergeTable merges, Options options)
+      : merges_(std::move(merges)), options_(std::move(options)) {
+    std::sort(options_.never_whole.begin(), options_.never_whole.end());
     for (std::size_t b = 0; b < byte_tokens_.size(); ++b) {
       const char byte = static_cast<char>(static_cast<unsigned char>(b));
       byte_tokens_[b] = vocabulary.find(std::string_view(&byte, 1)).value_or(-1);
@@ -80,7 +84,8 @@ class ByteLevelBpe {
   /// Appends the ids of one pre-tokenized piece.
   void encode(std::string_view piece, const Vocabulary& vocabulary, std::vector<TokenId>& out) const {
     if (options_.whole_pieces_first) {
-      if (const auto id = vocabulary.find(piece)) {
+      const auto id = vocabulary.find(piece);
+      if (id && !std::binary_search(options_.never_whole.begin(), options_.never_whole.end(), *id)) {
         out.push_back(*id);
         return;
       }

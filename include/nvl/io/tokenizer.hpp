@@ -9,6 +9,7 @@
 #include <nvl/core/utf8.hpp>
 #include <nvl/io/gguf.hpp>
 #include <nvl/io/tokenizer_gguf.hpp>
+#include <nvl/io/tokenizer_json.hpp>
 #include <nvl/io/tokenizer_parts.hpp>
 
 #include <cstddef>
@@ -18,6 +19,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -50,6 +52,9 @@ class Tokenizer final : public TokenText {
   /// A GGUF file, a tokenizer.json, or a directory that holds tokenizer.json (and tokenizer_config.json).
   /// \throws FileError for a file that cannot be read or is malformed; Unsupported, by name, for what nvl could not reproduce exactly.
   static Tokenizer open(const std::filesystem::path& path) {
+    if (std::error_code ignored; std::filesystem::is_directory(path, ignored) || path.extension() == ".json") {
+      return Tokenizer(read_tokenizer_json(path));
+    }
     return Tokenizer(read_tokenizer_gguf(GgufFile(path)));
   }
 

@@ -157,7 +157,8 @@ class GgufTokenizerReader {
     }
     ByteLevelBpe::Options options;
     options.whole_pieces_first = pre.whole_pieces_first;
-    parts_.model = ByteLevelBpe(parts_.vocabulary, std::move(table), options);
+    options.never_whole = parts_.special;
+    parts_.model = ByteLevelBpe(parts_.vocabulary, std::move(table), std::move(options));
     read_ends(pre.add_bos);
   }
 
