@@ -10,6 +10,9 @@ if(PROJECT_IS_TOP_LEVEL)
 endif()
 
 set(nvl_own_compile_options -Wall -Wextra -Wconversion -Wshadow)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND nvl_own_compile_options -Wno-restrict)  # g++ 12 sees overlaps in std::string's operator+ that are not there
+endif()
 set(nvl_own_link_options "")
 if(NVL_WERROR)
   list(APPEND nvl_own_compile_options -Werror)
