@@ -13,6 +13,7 @@
 #include <nvl/core/step.hpp>
 #include <nvl/core/thread_pool.hpp>
 #include <nvl/ops/cpu_device.hpp>
+#include <nvl/ops/cpu_linear.hpp>
 #include <nvl/ops/cpu_weight.hpp>
 #include <nvl/ops/device_ops.hpp>
 #if __has_include(<nvl/ops/cpu_sampler.hpp>)
@@ -26,7 +27,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
+#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -41,7 +42,7 @@ class CpuOps {
   using Weight = CpuWeight<T>;
   using Vector = CpuVector;
 
-  explicit CpuOps(CpuDevice& device) : threads_(device.threads()) {}
+  explicit CpuOps(CpuDevice& device) : threads_(device.threads()), linear_(device.threads()) {}
 
   ThreadPool& threads() noexcept { return threads_; }
 
@@ -60,12 +61,13 @@ class CpuOps {
 
   void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
     const std::int32_t hidden = table.in_features();
-    for (std::size_t t = 0; t < ids.size(); ++t) {
-      NVL_EXPECTS(ids[t] >= 0 && ids[t] < table.out_features(), "token id", ids[t],
-                  "0 to " + std::to_string(table.out_features() - 1));
-      const float* const row = table.row(ids[t]);
-      for (std::int32_t i = 0; i < hidden; ++i) { out[static_cast<std::int64_t>(t) * hidden + i] = static_cast<T>(row[i]); }
-    }
+    threads_.parallel_for(static_cast<std::int64_t>(ids.size()), 8, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> row(static_cast<std::size_t>(hidden));
+      for (std::int64_t t = begin; t < end; ++t) {
+        table.unpack_row(ids[static_cast<std::size_t>(t)], row.data());
+        for (std::int32_t i = 0; i < hidden; ++i) { out[t * hidden + i] = static_cast<T>(row[static_cast<std::size_t>(i)]); }
+      }
+    });
   }
 
   void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
@@ -86,8 +88,8 @@ class CpuOps {
     });
   }
 
-  void linear(T* out, const T* x, const Weight& w, std::int32_t rows) { multiply(out, x, w, rows); }
-  void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { multiply(out, x, w, rows); }
+  void linear(T* out, const T* x, const Weight& w, std::int32_t rows) { linear_(out, x, w, rows); }
+  void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { linear_(out, x, w, rows); }
 
   void qk_norm_rope_store(const QkNormRopeStore<CpuOps>& call) {
     const auto num_tokens = static_cast<std::int64_t>(call.positions.size());
@@ -153,25 +155,6 @@ class CpuOps {
     for (std::int32_t i = 0; i < n; ++i) { out[i] = static_cast<T>(static_cast<float>(x[i]) * scale * w[i]); }
   }
 
-  template <class Out>
-  void multiply(Out* out, const T* x, const Weight& w, std::int32_t rows) {
-    const std::int32_t k = w.in_features();
-    const std::int32_t n = w.out_features();
-    threads_.parallel_for(n, 16, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t o = begin; o < end; ++o) {
-        const float* const wr = w.row(o);
-        for (std::int64_t r = 0; r < rows; ++r) {
-          const T* const xr = x + r * k;
-          float lanes[16] = {};
-          for (std::int32_t i = 0; i < k; ++i) { lanes[i % 16] += static_cast<float>(xr[i]) * wr[i]; }
-          float sum = 0.0f;
-          for (const float lane : lanes) { sum += lane; }
-          out[r * n + o] = static_cast<Out>(sum + w.bias(static_cast<std::int32_t>(o)));
-        }
-      }
-    });
-  }
-
   void rope_and_store(const QkNormRopeStore<CpuOps>& call, std::int64_t t) {
     const std::int32_t d = call.layout.head_dim;
     const std::int32_t kv_heads = call.layout.num_kv_heads;
@@ -210,6 +193,7 @@ class CpuOps {
   }
 
   ThreadPool& threads_;
+  CpuLinear<T> linear_;
 };
 
 static_assert(DeviceOps<CpuOps<float>>);
