@@ -19,7 +19,7 @@ struct Request {
   std::vector<TokenId> prompt_ids;
   SamplingParams sampling;
   std::int32_t priority = 0;  // lower is served first, by schedulers that look
-  std::string cache_salt;     // requests with different salts never share cached blocks
+  std::string cache_salt = {};  // requests with different salts never share cached blocks
 };
 
 /// [seconds], from a monotonic clock.
