@@ -1,0 +1,164 @@
+/// nvl-generate: continues prompts. Text comes as it is made; many prompts are computed together.
+
+#include "support/open_llm.hpp"
+#include "support/prompts.hpp"
+
+#include <nvl/core/error.hpp>
+#include <nvl/engine/request.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace nvl_examples;
+
+void print(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+nlohmann::ordered_json to_json(const nvl::Completion& done) {
+  nlohmann::ordered_json json;
+  json["prompt_ids"] = done.prompt_ids;
+  json["output_ids"] = done.output_ids;
+  json["text"] = done.text;
+  json["finish_reason"] = nvl::to_string(done.finish_reason);
+  if (!done.stop_string.empty()) {
+    json["stop_reason"] = done.stop_string;
+  } else if (done.stop_token >= 0) {
+    json["stop_reason"] = done.stop_token;
+  }
+  if (!done.error.empty()) { json["error"] = done.error; }
+  json["timings"] = {{"queue_ms", 1e3 * done.timings.queue},
+                     {"ttft_ms", 1e3 * done.timings.ttft},
+                     {"tpot_ms", 1e3 * done.timings.tpot},
+                     {"e2e_ms", 1e3 * done.timings.e2e}};
+  json["num_cached_tokens"] = done.num_cached_tokens;
+  json["seed"] = done.seed;
+  if (!done.logprobs.empty()) {
+    auto& tokens = json["logprobs"] = nlohmann::ordered_json::array();
+    for (const nvl::SampledToken& token : done.logprobs) {
+      nlohmann::ordered_json top = nlohmann::ordered_json::array();
+      for (const nvl::TokenLogprob& entry : token.top_logprobs) { top.push_back({entry.token, entry.logprob}); }
+      tokens.push_back({{"id", token.token}, {"logprob", token.logprob}, {"top", std::move(top)}});
+    }
+  }
+  return json;
+}
+
+void print_json(const nvl::Completion& done) {
+  print(to_json(done).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+std::string speed_text(const nvl::Completion& done) {
+  char text[160];
+  std::snprintf(text, sizeof text, "%zu prompt tokens, first token after %.0f ms, %zu output tokens at %.1f tokens/s", done.prompt_ids.size(),
+                1e3 * done.timings.ttft, done.output_ids.size(), done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
+  return text;
+}
+
+/// Runs all requests together and hands results over in the order of the prompts, each as soon as those before it are done.
+class Batch {
+ public:
+  Batch(nvl::AnyEngine& engine, std::size_t size) : engine_(engine), results_(size) {}
+
+  void submit(std::size_t index, nvl::Request request, std::function<void(const nvl::TokenEvent&)> on_token = {}) {
+    engine_.submit(std::move(request), {.on_token = std::move(on_token), .on_finish = [this, index](const nvl::Completion& done) {
+                                          results_[index] = done;
+                                          ++num_done_;
+                                        }});
+  }
+
+  /// Calls `use(index, completion)` for each result. \return whether none ended with an error
+  template <class Use>
+  bool run(Progress& bar, Use&& use) {
+    bool ok = true;
+    std::size_t next = 0;
+    while (next < results_.size()) {
+      engine_.step();
+      bar.update(static_cast<double>(num_done_) / static_cast<double>(results_.size()),
+                 std::to_string(num_done_) + " of " + std::to_string(results_.size()));
+      for (; next < results_.size() && results_[next]; ++next) {
+        bar.clear();
+        use(next, *results_[next]);
+        ok = ok && results_[next]->error.empty();
+        results_[next]->logprobs.clear();
+      }
+    }
+    return ok;
+  }
+
+ private:
+  nvl::AnyEngine& engine_;
+  std::vector<std::optional<nvl::Completion>> results_;
+  std::size_t num_done_ = 0;
+};
+
+int generate(int argc, char** argv) {
+  OptionParser parser("nvl-generate", "Continues a prompt, or answers it with --chat.");
+  ModelOptions model;
+  PromptOptions prompts;
+  SamplingOptions sampling;
+  CapacityOptions capacity;
+  bool json = false;
+  model.add_model_to(parser);
+  prompts.add_to(parser, true);
+  sampling.add_to(parser, true);
+  parser.group("Output");
+  parser.flag("--json", json, "One JSON object a prompt: prompt_ids, output_ids, text, finish_reason, timings and more.");
+  parser.group("Machine");
+  model.add_device_to(parser);
+  capacity.add_to(parser);
+  parser.footer("Examples:\n"
+                "  nvl-generate -m model.gguf -p \"The sky is\" -n 32 --temp 0\n"
+                "  nvl-generate -m model.gguf --chat -p \"Why is the sky blue?\"\n"
+                "  nvl-generate -m model.gguf --prompts-file prompts.jsonl --json");
+  if (!parser.parse(argc, argv)) { return 0; }
+  model.validate();
+  if (sampling.logprobs && !json) { throw UsageError("--logprobs needs --json: text has no place for them"); }
+
+  const std::vector<Prompt> items = prompts.read();
+  nvl::EngineOptions options;
+  options.max_num_seqs = static_cast<std::int32_t>(std::min<std::size_t>(items.size(), 64));
+  nvl::LLM llm = open_llm("nvl-generate", model, capacity.over(options));
+  const nvl::SamplingParams params = sampling.over(llm.default_sampling());
+
+  const bool streams = items.size() == 1 && !json;
+  Batch batch(llm.engine(), items.size());
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    nvl::Request request{.prompt_ids = prompts.encode(llm.tokenizer(), items[i]), .sampling = params};
+    try {
+      batch.submit(i, std::move(request), streams ? [](const nvl::TokenEvent& event) { print(event.text); } : std::function<void(const nvl::TokenEvent&)>());
+    } catch (const nvl::InvalidArgument& error) {
+      throw UsageError(PromptOptions::at(items[i], error.what()));
+    }
+  }
+
+  Progress bar("generating");
+  std::string first_error;
+  const bool ok = batch.run(bar, [&](std::size_t i, const nvl::Completion& done) {
+    if (json) {
+      print_json(done);
+    } else if (streams) {
+      if (!done.text.ends_with('\n')) { print("\n"); }
+      if (is_terminal(stderr)) { std::fprintf(stderr, "%s[%s]%s\n", may_color(stderr) ? "\033[2m" : "", speed_text(done).c_str(), may_color(stderr) ? "\033[0m" : ""); }
+    } else {
+      print("[" + std::to_string(i + 1) + "]\n" + done.text + (done.text.ends_with('\n') ? "" : "\n"));
+    }
+    if (first_error.empty() && !done.error.empty()) { first_error = PromptOptions::at(items[i], done.error); }
+  });
+  if (!ok) { throw UsageError(first_error); }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_program("nvl-generate", [&] { return generate(argc, argv); });
+}

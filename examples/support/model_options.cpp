@@ -1,0 +1,107 @@
+#include "support/model_options.hpp"
+
+#include <cstdlib>
+
+namespace nvl_examples {
+
+void ModelOptions::add_model_to(OptionParser& parser) {
+  parser.group("Model");
+  parser.option("-m,--model", model, "PATH", "A .gguf file, a Hugging Face directory, or a .safetensors file beside its config.json.");
+}
+
+void ModelOptions::add_device_to(OptionParser& parser) {
+  parser.option("--device", device, "NAME", "Where it runs: cpu or cuda. Default: cpu.");
+  parser.option("--dtype", dtype, "TYPE",
+                "Type of activations and KV cache: auto (what the model is stored in), float32 or bfloat16. Default: auto.");
+  parser.option("-t,--threads", threads, "N", "CPU threads that compute. Default: OMP_NUM_THREADS, else one per core.");
+  parser.flag("--check-tensors", check_tensors, "Refuse a model whose weights hold a NaN or an infinity.");
+}
+
+void ModelOptions::validate() const {
+  if (model.empty()) { throw UsageError("no model was given: --model PATH names a .gguf file or a model directory (see --help)"); }
+  if (device == "cuda") { throw UsageError("--device cuda: this program was built without CUDA and runs on the CPU: leave --device out"); }
+  if (device != "cpu") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
+  static_cast<void>(element_type());
+}
+
+std::optional<nvl::DType> ModelOptions::element_type() const {
+  if (dtype == "auto") { return std::nullopt; }
+  if (dtype == "float32" || dtype == "float" || dtype == "f32") { return nvl::DType::float32; }
+  if (dtype == "bfloat16" || dtype == "bf16") { return nvl::DType::bfloat16; }
+  throw UsageError("--dtype is \"" + dtype + "\": must be auto, float32 or bfloat16");
+}
+
+nvl::DeviceOptions ModelOptions::device_options() const {
+  nvl::DeviceOptions options{.num_threads = threads};
+  const char* const omp = std::getenv("OMP_NUM_THREADS");
+  if (threads == 0 && omp != nullptr && *omp != '\0') {
+    const std::string first(omp, std::string_view(omp).substr(0, std::string_view(omp).find(',')).size());  // "4,2": nested levels
+    detail::convert("OMP_NUM_THREADS", first, options.num_threads);
+  }
+  return options;
+}
+
+void CapacityOptions::add_to(OptionParser& parser) {
+  parser.group("Memory");
+  parser.option("-c,--max-model-len,--ctx-size", max_model_len, "N",
+                "Tokens of prompt and output together. Default: as many as the model was made for.");
+  parser.option("--kv-cache-memory-bytes", kv_cache_memory, "BYTES",
+                "Memory for the KV cache, such as 512M or 4G. Default: what can be used, up to a quarter of the machine's memory.");
+  parser.option("--num-blocks,--num-gpu-blocks-override", num_blocks, "N", "Blocks of the KV cache, instead of its size in bytes.");
+  parser.option("--max-num-seqs", max_num_seqs, "N", "Sequences that run at once.");
+  parser.option("--max-num-batched-tokens", max_num_batched_tokens, "N", "Tokens that are computed in one step. Default: 2048.");
+}
+
+nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
+  options.max_model_len = max_model_len.value_or(options.max_model_len);
+  options.max_num_seqs = max_num_seqs.value_or(options.max_num_seqs);
+  options.max_num_batched_tokens = max_num_batched_tokens.value_or(options.max_num_batched_tokens);
+  options.num_blocks = num_blocks.value_or(options.num_blocks);
+  if (kv_cache_memory) { options.kv_cache_memory_bytes = kv_cache_memory->value; }
+  return options;
+}
+
+void SamplingOptions::add_to(OptionParser& parser, bool with_logprobs) {
+  parser.group("Sampling (what is not given is taken from the model's generation_config.json)");
+  parser.option("-n,--max-tokens,--n-predict", max_tokens, "N",
+                "Tokens of output at most. Default: " + std::to_string(default_max_tokens) + ".");
+  parser.option("--temperature,--temp", temperature, "T", "0 always takes the most likely token. Default: 1.");
+  parser.option("--top-k", top_k, "K", "Choose among the K most likely tokens; 0 = all.");
+  parser.option("--top-p", top_p, "P", "Choose among the fewest tokens whose probability together reaches P.");
+  parser.option("--min-p", min_p, "P", "Leave out tokens less likely than P times the most likely one.");
+  parser.option("--repetition-penalty", repetition_penalty, "X", "Above 1: tokens that stand in prompt or output become less likely.");
+  parser.option("--presence-penalty", presence_penalty, "X", "Subtracted once from the logits of tokens in the output.");
+  parser.option("--frequency-penalty", frequency_penalty, "X", "Subtracted for each occurrence in the output.");
+  parser.option("-s,--seed", seed, "N", "Makes the choice of tokens repeatable, whatever else runs. Default: a new one each time.");
+  parser.option("--stop", stop, "TEXT", "Ends the output before this text. May be given several times.");
+  parser.option("--stop-token-id", stop_token_ids, "ID", "Ends the output at this token. May be given several times.");
+  parser.flag("--include-stop-str-in-output", include_stop, "Keep the stop text in the output.");
+  parser.flag("--ignore-eos", ignore_eos, "Go on after the model's end-of-sequence token.");
+  parser.option("--min-tokens", min_tokens, "N", "Do not stop before N tokens.");
+  if (with_logprobs) {
+    parser.option("--logprobs", logprobs, "N", "With each token its log-probability and those of the N most likely ones (--json).");
+  }
+  parser.flag("--show-special", show_special, "Show special tokens, such as end-of-sequence, in the text.");
+}
+
+nvl::SamplingParams SamplingOptions::over(nvl::SamplingParams params) const {
+  params.max_tokens = max_tokens.value_or(default_max_tokens);
+  params.min_tokens = min_tokens.value_or(params.min_tokens);
+  params.temperature = temperature.value_or(params.temperature);
+  params.top_k = top_k.value_or(params.top_k);
+  params.top_p = top_p.value_or(params.top_p);
+  params.min_p = min_p.value_or(params.min_p);
+  params.repetition_penalty = repetition_penalty.value_or(params.repetition_penalty);
+  params.presence_penalty = presence_penalty.value_or(params.presence_penalty);
+  params.frequency_penalty = frequency_penalty.value_or(params.frequency_penalty);
+  if (seed) { params.seed = seed; }
+  if (logprobs) { params.logprobs = logprobs; }
+  if (!stop.empty()) { params.stop = stop; }
+  if (!stop_token_ids.empty()) { params.stop_token_ids = stop_token_ids; }
+  params.ignore_eos = params.ignore_eos || ignore_eos;
+  params.include_stop_str_in_output = params.include_stop_str_in_output || include_stop;
+  if (show_special) { params.skip_special_tokens = false; }
+  return params;
+}
+
+}  // namespace nvl_examples

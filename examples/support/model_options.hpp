@@ -1,0 +1,64 @@
+#pragma once
+/// The options that programs share: which model, how much memory, how tokens are chosen.
+
+#include "support/options.hpp"
+
+#include <nvl/core/dtype.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/sampling_params.hpp>
+#include <nvl/engine/engine_options.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace nvl_examples {
+
+/// Which model runs where.
+struct ModelOptions {
+  std::filesystem::path model;
+  std::string device = "cpu";
+  std::string dtype = "auto";
+  std::int32_t threads = 0;
+  bool check_tensors = false;
+
+  void add_model_to(OptionParser& parser);
+  void add_device_to(OptionParser& parser);
+  /// \throws UsageError unless --model names something and the device is there.
+  void validate() const;
+  std::optional<nvl::DType> element_type() const;
+  /// --threads, else OMP_NUM_THREADS, else 0: one per core.
+  nvl::DeviceOptions device_options() const;
+};
+
+/// How much an engine takes on at once. What is not given keeps the program's own choice.
+struct CapacityOptions {
+  std::optional<std::int32_t> max_model_len, max_num_seqs, max_num_batched_tokens;
+  std::optional<std::int64_t> num_blocks;
+  std::optional<ByteCount> kv_cache_memory;
+
+  void add_to(OptionParser& parser);
+  nvl::EngineOptions over(nvl::EngineOptions options) const;
+};
+
+/// How tokens are chosen and when to stop. What is not given keeps the model's own recommendation.
+struct SamplingOptions {
+  static constexpr std::int32_t default_max_tokens = 256;
+
+  std::optional<float> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<std::int32_t> top_k, max_tokens, min_tokens, logprobs;
+  std::optional<std::uint64_t> seed;
+  std::vector<std::string> stop;
+  std::vector<nvl::TokenId> stop_token_ids;
+  bool ignore_eos = false;
+  bool include_stop = false;
+  bool show_special = false;
+
+  /// \param with_logprobs whether the program can show log-probabilities
+  void add_to(OptionParser& parser, bool with_logprobs);
+  nvl::SamplingParams over(nvl::SamplingParams defaults) const;
+};
+
+}  // namespace nvl_examples

@@ -1,0 +1,31 @@
+#pragma once
+/// An nvl::LLM from a program's options, with a progress bar while it loads.
+
+#include "support/engines.hpp"
+#include "support/model_options.hpp"
+#include "support/progress.hpp"
+
+#include <nvl/llm.hpp>
+
+#include <cstdio>
+#include <string>
+
+namespace nvl_examples {
+
+inline nvl::LLM open_llm(const std::string& program, const ModelOptions& model, const nvl::EngineOptions& engine) {
+  nvl::LlmOptions options;
+  options.engine = engine;
+  options.engine.device = model.device_options();
+  options.dtype = model.element_type();
+  options.check_tensors = model.check_tensors;
+  Progress bar("loading " + model.model.filename().string());
+  options.progress = [&bar](double fraction) { bar.update(fraction); };
+  nvl::LLM llm(model.model, std::move(options));
+  bar.clear();
+  for (const std::string& warning : llm.warnings()) {
+    std::fprintf(stderr, "%s: warning: %s\n", program.c_str(), one_line(warning).c_str());
+  }
+  return llm;
+}
+
+}  // namespace nvl_examples
