@@ -4,11 +4,11 @@
     pip install torch transformers tokenizers gguf jinja2 numpy
     python3 tests/golden/make_smollm2_goldens.py .data/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-Weights: the gguf package. Tokenizer: Hugging Face `tokenizers` with the pipeline that `pre = smollm` stands for, every digit alone
-and then GPT-2's split, special tokens parsed (transformers' own conversion of this file leaves the digit step out, see
-`make_tokenizer`). Template: jinja2. Logits: transformers in float64. The format is described in tests/data/smollm2/README.md.
+Weights: the gguf package. Tokenizer: Hugging Face `tokenizers` with the pipeline that `pre = smollm` stands for, every
+digit alone and then GPT-2's split, special tokens parsed (transformers' own conversion of this file leaves the digits
+out). Template: jinja2. Logits: transformers in float64. The format is described in tests/data/smollm2/README.md.
 """
-import json
+import importlib.metadata
 import pathlib
 import sys
 import time
@@ -64,7 +64,6 @@ TEXTS = [
     ("repeated", "buffalo " * 40),
     ("long", LONG * 3 + "One night the lamp"),
 ]
-
 
 
 def make_tokenizer(meta):
@@ -150,7 +149,8 @@ def main(path):
         made = {**case, **record(model, ids, columns)}
         made["greedy_text"] = tok.decode(made["greedy_ids"], skip_special_tokens=True)
         prompts.append(made)
-        print(f"{case['name']}: {len(ids)} ids, least margin {min(made['greedy_margins']):.4f}, {time.monotonic() - start:.1f} s: "
+        margin = min(made["greedy_margins"])
+        print(f"{case['name']}: {len(ids)} ids, least margin {margin:.4f}, {time.monotonic() - start:.1f} s: "
               f"{made['greedy_text'][:60]!r}", flush=True)
     # One path again without a cache, all steps at once.
     check = prompts[0]
@@ -160,15 +160,11 @@ def main(path):
     OUT.parent.mkdir(parents=True, exist_ok=True)
     lib.write_golden(OUT, {"schema": 1, "model": "SmolLM2-135M-Instruct.Q4_1.gguf",
                            "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                           "made_with": {"script": "tests/golden/make_smollm2_goldens.py", "gguf": gguf_version(), **lib.made_with()},
+                           "made_with": {"script": "tests/golden/make_smollm2_goldens.py",
+                                         "gguf": importlib.metadata.version("gguf"), **lib.made_with()},
                            "vocab_size": model.config.vocab_size, "tolerance": 5e-2, "clear_margin": 0.2, "columns": columns,
                            "prompts": prompts})
     print(f"{OUT.stat().st_size / 1024:.0f} KiB")
-
-
-def gguf_version():
-    import importlib.metadata
-    return importlib.metadata.version("gguf")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny_models_lib as lib
-from make_tiny_models import FULL_LOGITS, MIN_DISTINCT, MIN_MARGIN, MODELS, NUM_COLUMNS, ROOT, make_prompts, make_weights, read_config
+from make_tiny_models import (FULL_LOGITS, MIN_DISTINCT, MIN_MARGIN, MODELS, NUM_COLUMNS, ROOT, make_prompts, make_weights,
+                              read_config)
 
 FOLDER = ROOT / "gguf"
-TENSOR_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+TENSOR_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+                "self_attn.o_proj": "attn_output",
                 "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
                 "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
                 "post_attention_layernorm": "ffn_norm"}
@@ -35,7 +37,8 @@ MIXED_TYPES = {"token_embd": Q.Q8_0, "output": Q.Q6_K,
 
 
 def gguf_name(name):
-    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "lm_head.weight": "output.weight"}
     if name in whole:
         return whole[name]
     _, _, layer, rest = name.split(".", 3)
@@ -44,7 +47,7 @@ def gguf_name(name):
 
 
 def interleave(rows, heads):
-    """Rows of a rotary projection from halves (i, i + d/2) to neighbours (2i, 2i + 1), the order of GGUF files of Llama models."""
+    """Rows of a rotary projection from halves (i, i + d/2) to neighbours (2i, 2i + 1), as GGUF files of Llama models have it."""
     d = rows.shape[0] // heads
     return rows.reshape(heads, 2, d // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
@@ -59,7 +62,7 @@ def f16_bytes(values):
 
 
 def quantise_with_minimum(x, bits):
-    """Q4_K and Q5_K: 256 elements in 8 runs of 32; element = d * scale * q - dmin * minimum, scale and minimum of 6 bits a run."""
+    """Q4_K and Q5_K: 256 elements in 8 runs of 32; element = d * scale * q - dmin * minimum, two numbers of 6 bits a run."""
     runs = x.reshape(-1, 8, 32)
     low = np.minimum(runs.min(axis=2), 0)
     step = (runs.max(axis=2) - low) / (2**bits - 1)
@@ -92,7 +95,8 @@ def quantise_q6_k(x):
     low = (q[:, :, :2] & 15) | (q[:, :, 2:] & 15) << 4
     high = np.bitwise_or.reduce((q >> 4) << np.array([0, 2, 4, 6], dtype=np.uint8)[None, None, :, None], axis=2)
     n = len(runs)
-    return np.concatenate([low.reshape(n, 128), high.reshape(n, 64), scale.astype(np.int8).view(np.uint8), f16_bytes(d[:, 0])], axis=1)
+    signed = scale.astype(np.int8).view(np.uint8)
+    return np.concatenate([low.reshape(n, 128), high.reshape(n, 64), signed, f16_bytes(d[:, 0])], axis=1)
 
 
 def encode(x, kind):
@@ -149,7 +153,8 @@ def rope_factors(config):
     factors = []
     for i in range(d // 2):
         wavelength = 2 * math.pi * p["rope_theta"] ** (2 * i / d)
-        blend = (p["original_max_position_embeddings"] / wavelength - p["low_freq_factor"]) / (p["high_freq_factor"] - p["low_freq_factor"])
+        low, high = p["low_freq_factor"], p["high_freq_factor"]
+        blend = (p["original_max_position_embeddings"] / wavelength - low) / (high - low)
         blend = min(max(blend, 0.0), 1.0)
         factors.append(1 / (blend + (1 - blend) / p["factor"]))
     return np.array(factors, dtype=np.float32)
@@ -174,8 +179,8 @@ def same_weights(name, arch, scaling=None):
 
 
 def mixed():
-    config = LlamaConfig(vocab_size=lib.VOCAB_SIZE, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=64, max_position_embeddings=256, rms_norm_eps=1e-5,
+    config = LlamaConfig(vocab_size=lib.VOCAB_SIZE, hidden_size=256, intermediate_size=256, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=256, rms_norm_eps=1e-5,
                          rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=False)
     for seed in range(MIXED_SEED, MIXED_SEED + 100):
         stored, state = {}, {}

@@ -5,8 +5,8 @@
     python3 tests/golden/make_tiny_models.py [name ...]
 
 Weights come from numpy's PCG64 and a seed, logits from transformers in float64 (see tiny_models_lib.py). For each model seeds are
-tried until the greedy paths are clear (every margin above MIN_MARGIN, no end-of-sequence id, no short loop) and until every feature
-that the model is there for changes its logits by more than MIN_EFFECT: a reader that ignores the feature cannot pass.
+tried until the greedy paths are clear (every margin above MIN_MARGIN, no end-of-sequence id, no short loop) and until
+every feature that the model is there for changes its logits by more than MIN_EFFECT: a reader that ignores it cannot pass.
 The format of golden.json is described in tests/data/tiny_models/README.md.
 """
 import json
@@ -105,8 +105,8 @@ MODELS = {
         effects=[{"sliding_window": None}, {"sliding_window": 11}, {"sliding_window": 13}], dtype=torch.bfloat16, shards=2),
 }
 
-# Standard deviation of a weight times sqrt(columns). The layers outweigh the embedding in the residual stream, so that a tied head
-# does not just repeat the last token; queries and keys are large enough for attention to be sharp.
+# Standard deviation of a weight times sqrt(columns). The layers outweigh the embedding in the residual stream, so that a
+# tied head does not just repeat the last token; queries and keys are large enough for attention to be sharp.
 GAINS = {"q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.0, "o_proj": 1.3, "gate_proj": 1.4, "up_proj": 1.2, "down_proj": 1.3}
 
 
@@ -171,8 +171,8 @@ def save(folder, name, spec, state, golden):
     write("generation_config.json", {"bos_token_id": lib.BOS, "eos_token_id": [lib.EOS, lib.SPECIAL_TOKENS.index("<|im_end|>") +
                                      lib.NUM_ORDINARY], "pad_token_id": lib.PAD, **spec.get("generation", {})})
     lib.tiny_tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
-    write("tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", "add_bos_token": False,
-                                    "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": lib.CHATML})
+    write("tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>",
+                                    "add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": lib.CHATML})
     shards = spec.get("shards", 1)
     if shards == 1:
         save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
@@ -212,7 +212,8 @@ def make(name, spec):
     else:
         raise SystemExit(f"{name}: no seed fits")
     columns = np.random.Generator(np.random.PCG64(7)).choice(lib.VOCAB_SIZE, NUM_COLUMNS, replace=False).tolist()
-    golden = {"schema": 1, "model": name, "made_with": {"script": "tests/golden/make_tiny_models.py", "seed": seed, **lib.made_with()},
+    golden = {"schema": 1, "model": name,
+              "made_with": {"script": "tests/golden/make_tiny_models.py", "seed": seed, **lib.made_with()},
               "vocab_size": lib.VOCAB_SIZE, "tolerance": 2e-4, "columns": columns,
               "prompts": [lib.prompt_record(model, ids, columns, len(ids) in FULL_LOGITS) for ids in prompts]}
     save(ROOT / name, name, spec, state, golden)
