@@ -3,18 +3,21 @@
 /// Online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867; tiles as in Dao et al. 2022, arXiv:2205.14135.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/core/kv_layout.hpp>
+#include <nvl/core/simd.hpp>
 #include <nvl/core/supported.hpp>
 #include <nvl/core/thread_pool.hpp>
 #include <nvl/ops/cpu_ops.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -23,7 +26,8 @@ namespace nvl::inline NVL_ABI {
 /// HeadDim of a backend that takes any of `supported_head_dims`, chosen at run time.
 inline constexpr std::int32_t dynamic_head_dim = 0;
 
-/// K and V tiles start at absolute positions, so that a row's sums do not depend on how its prompt was cut into steps.
+/// A query's keys are taken in tiles of 16 that start at absolute positions, so its sums do not depend on how its prompt was
+/// cut into steps, on the other queries of the step or on which blocks hold the keys: results are equal bit for bit.
 template <class T, std::int32_t HeadDim = dynamic_head_dim, std::int32_t BlockSize = 16>
 class CpuPagedAttention {
   static_assert(HeadDim == dynamic_head_dim || is_supported_head_dim(HeadDim),
@@ -39,66 +43,185 @@ class CpuPagedAttention {
     return HeadDim == dynamic_head_dim ? is_supported_head_dim(head_dim) : head_dim == HeadDim;
   }
 
-  CpuPagedAttention(const AttentionShape& shape, Ops& ops) : shape_(shape), threads_(ops.threads()) {
+  CpuPagedAttention(const AttentionShape& shape, Ops& ops)
+      : shape_(shape), group_size_(shape.kv.num_kv_heads > 0 ? shape.num_q_heads / shape.kv.num_kv_heads : 0), threads_(ops.threads()) {
     NVL_EXPECTS(supports(shape.kv.head_dim), "head_dim", shape.kv.head_dim,
                 "one of those compiled in: " +
                     (HeadDim == dynamic_head_dim ? supported_head_dims_text() : std::to_string(HeadDim)));
     NVL_EXPECTS(shape.kv.block_size == BlockSize, "block_size of the KV cache", shape.kv.block_size,
                 "that of the attention backend (" + std::to_string(BlockSize) + ")");
-    NVL_EXPECTS(shape.kv.num_kv_heads > 0 && shape.num_q_heads % shape.kv.num_kv_heads == 0, "num_q_heads", shape.num_q_heads,
-                "a multiple of num_kv_heads (" + std::to_string(shape.kv.num_kv_heads) + ")");
+    NVL_EXPECTS(group_size_ > 0 && shape.num_q_heads % shape.kv.num_kv_heads == 0, "num_q_heads", shape.num_q_heads,
+                "a positive multiple of num_kv_heads (" + std::to_string(shape.kv.num_kv_heads) + ")");
   }
 
-  void plan(const AttentionMetadata& metadata) { metadata_ = metadata; }
+  void plan(const AttentionMetadata& metadata) {
+    metadata_ = metadata;
+    items_.clear();
+    // A work item is a few queries of the heads that share K and V. One sequence that decodes has too few of those to keep
+    // the threads busy: then every head is an item.
+    const std::int64_t tokens = metadata.num_seqs() > 0 ? metadata.cu_query_lens.back() : 0;
+    const bool few = tokens * shape_.kv.num_kv_heads < 4 * std::int64_t{threads_.num_threads()};
+    const std::int32_t heads = few ? 1 : std::min(group_size_, max_rows);
+    const std::int32_t queries = max_rows / heads;
+    pairs_ = 0;
+    for (std::int32_t s = 0; s < metadata.num_seqs(); ++s) {
+      const auto at = static_cast<std::size_t>(s);
+      const std::int32_t first_row = metadata.cu_query_lens[at];
+      const std::int32_t num_queries = metadata.cu_query_lens[at + 1] - first_row;
+      const std::int32_t first_position = metadata.seq_lens[at] - num_queries;
+      pairs_ += std::int64_t{num_queries} * metadata.seq_lens[at];
+      for (std::int32_t q = 0; q < num_queries; q += queries) {
+        for (std::int32_t kv_head = 0; kv_head < shape_.kv.num_kv_heads; ++kv_head) {
+          for (std::int32_t h = 0; h < group_size_; h += heads) {
+            items_.push_back({.seq = s,
+                              .first_row = first_row + q,
+                              .first_position = first_position + q,
+                              .num_queries = std::min(queries, num_queries - q),
+                              .kv_head = kv_head,
+                              .first_head = kv_head * group_size_ + h,
+                              .num_heads = std::min(heads, group_size_ - h)});
+          }
+        }
+      }
+    }
+    // The last queries of a prompt see the most keys: begin with them, so that no thread is left with them at the end.
+    std::ranges::stable_sort(items_, std::ranges::greater{}, [](const Item& item) { return item.first_position; });
+  }
 
   void run(const AttentionCall<T>& call) {
-    for (std::int32_t s = 0; s < metadata_.num_seqs(); ++s) {
-      const auto su = static_cast<std::size_t>(s);
-      const std::int32_t first_row = metadata_.cu_query_lens[su];
-      const std::int32_t num_queries = metadata_.cu_query_lens[su + 1] - first_row;
-      const std::int32_t first_position = metadata_.seq_lens[su] - num_queries;
-      threads_.parallel_for(std::int64_t{num_queries} * shape_.num_q_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          const auto query = static_cast<std::int32_t>(i / shape_.num_q_heads);
-          const auto head = static_cast<std::int32_t>(i % shape_.num_q_heads);
-          attend(call, s, first_row + query, first_position + query, head);
-        }
-      });
+    if constexpr (HeadDim != dynamic_head_dim) {
+      run_items<HeadDim>(call);
+    } else {
+      dispatch_head_dim(shape_.kv.head_dim, [&](auto head_dim) { run_items<decltype(head_dim)::value>(call); });
     }
   }
 
  private:
-  void attend(const AttentionCall<T>& call, std::int32_t s, std::int32_t row, std::int32_t position, std::int32_t head) {
-    const std::int32_t d = shape_.kv.head_dim;
-    const std::int32_t kv_head = head / (shape_.num_q_heads / shape_.kv.num_kv_heads);
-    const T* const q = call.q + row * call.q_row_stride + std::int64_t{head} * d;
-    const std::int32_t first = call.window > 0 ? std::max(0, position - call.window + 1) : 0;
-    const BlockId* const blocks = metadata_.block_tables.data() + std::int64_t{s} * metadata_.max_blocks_per_seq;
-    std::vector<float> acc(static_cast<std::size_t>(d), 0.0f);
-    float max = -INFINITY, sum = 0.0f;
-    for (std::int32_t p = first; p <= position; ++p) {
-      const std::int64_t block = index_of(blocks[p / BlockSize]);
-      const T* const k = call.kv + shape_.kv.k_offset(block, kv_head, p % BlockSize);
-      const T* const v = call.kv + shape_.kv.v_offset(block, kv_head, p % BlockSize);
-      float score = 0.0f;
-      for (std::int32_t i = 0; i < d; ++i) { score += static_cast<float>(q[i]) * static_cast<float>(k[i]); }
-      score *= call.scale;
-      const float new_max = std::max(max, score);
-      const float keep = std::exp(max - new_max);
-      const float weight = std::exp(score - new_max);
-      sum = sum * keep + weight;
-      max = new_max;
-      for (std::int32_t i = 0; i < d; ++i) {
-        acc[static_cast<std::size_t>(i)] = acc[static_cast<std::size_t>(i)] * keep + weight * static_cast<float>(v[i]);
+  static constexpr std::int32_t tile = simd::lanes;  // [keys]
+  static constexpr std::int32_t max_rows = 32;       // queries x heads of one item; their sums stay in the first-level cache
+  static constexpr std::int64_t inline_products = 1 << 14;  // fewer are not worth waking a thread
+
+  struct Item {
+    std::int32_t seq = 0;
+    std::int32_t first_row = 0;       // of q and out
+    std::int32_t first_position = 0;  // in the sequence
+    std::int32_t num_queries = 0;
+    std::int32_t kv_head = 0;
+    std::int32_t first_head = 0;
+    std::int32_t num_heads = 0;
+  };
+
+  /// Running softmax of one query and head: out = sum / total once all keys are in.
+  template <std::int32_t kHeadDim>
+  struct Row {
+    simd::f32x16 sum[kHeadDim / simd::lanes];
+    simd::f32x16 total;  // lane i: weights of the keys that were lane i of their tile
+    float max;
+  };
+
+  /// Keys and values of one tile. Keys that the item does not see point to one that it does.
+  struct Tile {
+    const T* k[tile];
+    const T* v[tile];
+  };
+
+  template <std::int32_t kHeadDim>
+  void run_items(const AttentionCall<T>& call) {
+    const auto count = static_cast<std::int64_t>(items_.size());
+    const std::int64_t products = pairs_ * shape_.num_q_heads * kHeadDim;
+    threads_.parallel_for(count, products < inline_products ? std::max<std::int64_t>(count, 1) : 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) { attend<kHeadDim>(call, items_[static_cast<std::size_t>(i)]); }
+    });
+  }
+
+  template <std::int32_t kHeadDim>
+  void attend(const AttentionCall<T>& call, const Item& item) const noexcept {
+    Row<kHeadDim> rows[max_rows];
+    const std::int32_t num_rows = item.num_queries * item.num_heads;
+    for (std::int32_t r = 0; r < num_rows; ++r) {
+      for (simd::f32x16& s : rows[r].sum) { s = simd::zero(); }
+      rows[r].total = simd::zero();
+      rows[r].max = -std::numeric_limits<float>::infinity();
+    }
+    const auto first_key = [&](std::int32_t position) { return call.window > 0 ? std::max(0, position - call.window + 1) : 0; };
+    const std::int32_t begin = first_key(item.first_position);
+    const std::int32_t end = item.first_position + item.num_queries;
+    for (std::int32_t start = begin / tile * tile; start < end; start += tile) {
+      const Tile keys = tile_at(call, item, start, begin, end);
+      for (std::int32_t q = 0; q < item.num_queries; ++q) {
+        const std::int32_t position = item.first_position + q;
+        const std::int32_t lo = std::max(first_key(position) - start, 0);
+        const std::int32_t hi = std::min(position + 1 - start, tile);
+        if (lo >= hi) { continue; }
+        const T* const query = call.q + (item.first_row + q) * call.q_row_stride + std::int64_t{item.first_head} * kHeadDim;
+        for (std::int32_t h = 0; h < item.num_heads; ++h) {
+          add_tile<kHeadDim>(rows[q * item.num_heads + h], query + h * kHeadDim, keys, lo, hi, call.scale);
+        }
       }
     }
-    T* const out = call.out + (std::int64_t{row} * shape_.num_q_heads + head) * d;
-    for (std::int32_t i = 0; i < d; ++i) { out[i] = static_cast<T>(acc[static_cast<std::size_t>(i)] / sum); }
+    for (std::int32_t r = 0; r < num_rows; ++r) {
+      const std::int64_t row = item.first_row + r / item.num_heads;
+      T* const out = call.out + (row * shape_.num_q_heads + item.first_head + r % item.num_heads) * kHeadDim;
+      const simd::f32x16 scale = simd::broadcast(1.0f / simd::sum(rows[r].total));
+      for (std::int32_t i = 0; i < kHeadDim / simd::lanes; ++i) { simd::store(out + i * simd::lanes, rows[r].sum[i] * scale); }
+    }
+  }
+
+  /// Keys start .. start + 15; only those in [begin, end) are looked up.
+  Tile tile_at(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t begin, std::int32_t end) const noexcept {
+    Tile keys;
+    const BlockId* const blocks = metadata_.block_tables.data() + std::int64_t{item.seq} * metadata_.max_blocks_per_seq;
+    for (std::int32_t i = 0; i < tile; ++i) {
+      const std::int32_t position = std::clamp(start + i, begin, end - 1);
+      const std::int64_t block = index_of(blocks[position / BlockSize]);
+      keys.k[i] = call.kv + shape_.kv.k_offset(block, item.kv_head, position % BlockSize);
+      keys.v[i] = call.kv + shape_.kv.v_offset(block, item.kv_head, position % BlockSize);
+    }
+    return keys;
+  }
+
+  /// Adds keys [lo, hi) of a tile to one row.
+  template <std::int32_t kHeadDim>
+  static void add_tile(Row<kHeadDim>& row, const T* query, const Tile& keys, std::int32_t lo, std::int32_t hi, float scale) noexcept {
+    constexpr int vectors = kHeadDim / simd::lanes;
+    simd::f32x16 dots[tile];
+#pragma GCC unroll 16
+    for (int key = 0; key < tile; ++key) {
+      dots[key] = simd::load(query) * simd::load(keys.k[key]);
+#pragma GCC unroll 16
+      for (int i = 1; i < vectors; ++i) {
+        dots[key] = simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[key] + i * simd::lanes), dots[key]);
+      }
+    }
+    const simd::f32x16 hidden = simd::broadcast(-std::numeric_limits<float>::infinity());
+    const simd::f32x16 scores = simd::select_range(lo, hi, simd::sums(dots) * simd::broadcast(scale), hidden);
+    const float max = std::max(row.max, simd::horizontal_max(scores));
+    simd::f32x16 sum[vectors];
+    for (int i = 0; i < vectors; ++i) { sum[i] = row.sum[i]; }
+    if (max != row.max) {
+      const simd::f32x16 keep = simd::exp(simd::broadcast(row.max - max));
+      for (int i = 0; i < vectors; ++i) { sum[i] = sum[i] * keep; }
+      row.total = row.total * keep;
+      row.max = max;
+    }
+    const simd::f32x16 weights = simd::exp(scores - simd::broadcast(max));
+    row.total = row.total + weights;
+    float weight[tile];
+    simd::store(weight, weights);
+    for (std::int32_t key = lo; key < hi; ++key) {
+      const simd::f32x16 w = simd::broadcast(weight[key]);
+#pragma GCC unroll 16
+      for (int i = 0; i < vectors; ++i) { sum[i] = simd::fma(w, simd::load(keys.v[key] + i * simd::lanes), sum[i]); }
+    }
+    for (int i = 0; i < vectors; ++i) { row.sum[i] = sum[i]; }
   }
 
   AttentionShape shape_;
+  std::int32_t group_size_;  // query heads that share a KV head
   ThreadPool& threads_;
   AttentionMetadata metadata_;
+  std::vector<Item> items_;
+  std::int64_t pairs_ = 0;  // queries x keys of the step, an upper bound
 };
 
 static_assert(AttentionBackend<CpuPagedAttention<float>>);

@@ -189,6 +189,34 @@ NVL_ALWAYS_INLINE float sum(const f32x16& v) noexcept {
 #endif
 }
 
+/// Lane i of the result is the sum of the lanes of v[i].
+NVL_ALWAYS_INLINE f32x16 sums(const f32x16 (&v)[lanes]) noexcept {
+#if defined(__AVX512F__)
+  // Four rounds, each of which adds halves and puts two vectors into one.
+  __m512 a[8], b[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 x = (__m512)v[2 * i].part[0], y = (__m512)v[2 * i + 1].part[0];
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  const auto fold = [](__m512 x, __m512 y) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+  };
+  f32x16 r;
+  r.part[0] = (FloatPart)fold(fold(b[0], b[1]), fold(b[2], b[3]));
+  return r;
+#else
+  float a[lanes];
+  for (int i = 0; i < lanes; ++i) { a[i] = sum(v[i]); }
+  return load(a);
+#endif
+}
+
 NVL_ALWAYS_INLINE float horizontal_max(const f32x16& v) noexcept {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v.part[0]);

@@ -14,6 +14,7 @@
 #include <nvl/core/thread_pool.hpp>
 #include <nvl/ops/cpu_device.hpp>
 #include <nvl/ops/cpu_linear.hpp>
+#include <nvl/ops/cpu_rows.hpp>
 #include <nvl/ops/cpu_weight.hpp>
 #include <nvl/ops/device_ops.hpp>
 #if __has_include(<nvl/ops/cpu_sampler.hpp>)
@@ -73,7 +74,7 @@ class CpuOps {
   void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
     const std::int32_t n = w.size();
     threads_.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) { norm_row(out + r * n, x + r * n, w.data(), n, eps); }
+      for (std::int64_t r = begin; r < end; ++r) { detail::rms_norm_row(out + r * n, x + r * n, w.data(), n, eps); }
     });
   }
 
@@ -81,9 +82,8 @@ class CpuOps {
     const std::int32_t n = w.size();
     threads_.parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        T* const res = residual + r * n;
-        for (std::int32_t i = 0; i < n; ++i) { res[i] = static_cast<T>(static_cast<float>(res[i]) + static_cast<float>(x[r * n + i])); }
-        norm_row(out + r * n, res, w.data(), n, eps);
+        detail::add_row(residual + r * n, x + r * n, n);
+        detail::rms_norm_row(out + r * n, residual + r * n, w.data(), n, eps);
       }
     });
   }
@@ -100,16 +100,7 @@ class CpuOps {
 
   void gated_activation(T* out, const T* gate_up, std::int32_t rows, std::int32_t n, Activation activation) {
     threads_.parallel_for(rows, 4, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) {
-        const T* const gate = gate_up + r * 2 * n;
-        for (std::int32_t i = 0; i < n; ++i) {
-          const float g = static_cast<float>(gate[i]);
-          const float a = activation == Activation::silu
-                              ? g / (1.0f + std::exp(-g))
-                              : 0.5f * g * (1.0f + std::tanh(0.7978845608028654f * (g + 0.044715f * g * g * g)));
-          out[r * n + i] = static_cast<T>(a * static_cast<float>(gate[n + i]));
-        }
-      }
+      for (std::int64_t r = begin; r < end; ++r) { detail::gated_activation_row(out + r * n, gate_up + r * 2 * n, n, activation); }
     });
   }
 
@@ -148,13 +139,6 @@ class CpuOps {
   }
 
  private:
-  static void norm_row(T* out, const T* x, const float* w, std::int32_t n, float eps) {
-    float sum = 0.0f;
-    for (std::int32_t i = 0; i < n; ++i) { sum += static_cast<float>(x[i]) * static_cast<float>(x[i]); }
-    const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
-    for (std::int32_t i = 0; i < n; ++i) { out[i] = static_cast<T>(static_cast<float>(x[i]) * scale * w[i]); }
-  }
-
   void rope_and_store(const QkNormRopeStore<CpuOps>& call, std::int64_t t) {
     const std::int32_t d = call.layout.head_dim;
     const std::int32_t kv_heads = call.layout.num_kv_heads;
@@ -163,8 +147,8 @@ class CpuOps {
     for (std::int32_t h = 0; h < call.num_q_heads + kv_heads; ++h) {
       T* const head = row + std::int64_t{h} * d;
       const Vector* const norm = h < call.num_q_heads ? call.q_norm : call.k_norm;
-      if (norm != nullptr) { norm_row(head, head, norm->data(), d, call.eps); }
-      rotate(head, *call.rope, position, d);
+      if (norm != nullptr) { detail::rms_norm_row(head, head, norm->data(), d, call.eps); }
+      detail::rotate_head(head, call.rope->cos(position), call.rope->sin(position), d, call.rope->layout());
     }
     const SlotId slot = call.slot_mapping[static_cast<std::size_t>(t)];
     if (slot == no_slot) { return; }
@@ -175,20 +159,6 @@ class CpuOps {
       const T* const v = k + std::int64_t{kv_heads} * d;
       std::copy_n(k, d, call.kv + call.layout.k_offset(block, h, offset));
       std::copy_n(v, d, call.kv + call.layout.v_offset(block, h, offset));
-    }
-  }
-
-  static void rotate(T* head, const RopeTable& rope, std::int32_t position, std::int32_t d) {
-    const float* const c = rope.cos(position);
-    const float* const s = rope.sin(position);
-    const bool halves = rope.layout() == RotaryLayout::half;
-    for (std::int32_t i = 0; i < d / 2; ++i) {
-      const std::int32_t at_a = halves ? i : 2 * i;
-      const std::int32_t at_b = halves ? i + d / 2 : 2 * i + 1;
-      const float a = static_cast<float>(head[at_a]);
-      const float b = static_cast<float>(head[at_b]);
-      head[at_a] = static_cast<T>(a * c[i] - b * s[i]);
-      head[at_b] = static_cast<T>(b * c[i] + a * s[i]);
     }
   }
 
