@@ -1,0 +1,139 @@
+#pragma once
+/// Conformance suite of the concept BlockAllocator: tests the meaning column of its table on any allocator.
+///
+///     const auto broken = nvl::testing::check_block_allocator<MyAllocator>();
+///     if (!broken.empty()) { std::puts(broken.text().c_str()); }
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/testing/allocator_model.hpp>
+#include <nvl/testing/check_prefix_cache.hpp>
+#include <nvl/testing/violations.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI::testing {
+
+namespace detail {
+
+template <class A>
+void check_exhaustion(Violations& broken, const BlockPoolShape& shape) {
+  broken.during("one block at a time");
+  A allocator(shape);
+  broken.expect(allocator.num_blocks() == shape.num_blocks, "num_blocks is not that of the shape");
+  std::vector<BlockId> held(shape.num_blocks);
+  std::vector<bool> seen(shape.num_blocks, false);
+  for (std::uint32_t i = 0; i < shape.num_blocks; ++i) {
+    broken.expect(allocator.num_free() == shape.num_blocks - i, "num_free does not count down by one");
+    if (!broken.expect(allocator.try_allocate(std::span(held).subspan(i, 1)), "try_allocate failed while blocks were free")) { return; }
+    if (!broken.expect(index_of(held[i]) < shape.num_blocks, "an id is out of range")) { return; }
+    broken.expect(!seen[index_of(held[i])], "an id was handed out twice");
+    seen[index_of(held[i])] = true;
+  }
+  BlockId one{};
+  broken.expect(!allocator.try_allocate(std::span(&one, 1)), "try_allocate succeeded on an exhausted pool");
+  broken.expect(allocator.try_allocate({}), "a request for no blocks failed on an exhausted pool");
+  broken.expect(allocator.num_free() == 0, "num_free is not 0 on an exhausted pool");
+  allocator.release({});
+  broken.expect(allocator.num_free() == 0, "releasing nothing freed something");
+
+  broken.during("release in another order");
+  std::vector<BlockId> odd_first;
+  for (std::uint32_t i = 1; i < shape.num_blocks; i += 2) { odd_first.push_back(held[i]); }
+  for (std::uint32_t i = 0; i < shape.num_blocks; i += 2) { odd_first.push_back(held[i]); }
+  allocator.release(odd_first);
+  broken.expect(allocator.num_free() == shape.num_blocks, "not every block came back");
+  broken.expect(allocator.try_allocate(held), "the whole pool cannot be taken after it was released");
+  allocator.release(held);
+}
+
+template <class A>
+void check_all_or_nothing(Violations& broken, const BlockPoolShape& shape) {
+  broken.during("all or nothing");
+  for (std::uint32_t taken = 0; taken <= shape.num_blocks; ++taken) {
+    A allocator(shape);
+    std::vector<BlockId> held(taken), wanted(shape.num_blocks - taken + 1), rest(shape.num_blocks - taken);
+    broken.expect(allocator.try_allocate(held), "try_allocate failed while blocks were free");
+    broken.expect(!allocator.try_allocate(wanted), "one block more than there are was handed out");
+    broken.expect(allocator.num_free() == shape.num_blocks - taken, "a refused try_allocate kept blocks");
+    broken.expect(allocator.try_allocate(rest), "what num_free promised was refused");
+    rest.insert(rest.end(), held.begin(), held.end());
+    std::sort(rest.begin(), rest.end());
+    broken.expect(std::adjacent_find(rest.begin(), rest.end()) == rest.end(), "an id was handed out twice");
+  }
+}
+
+template <class A>
+void check_moves(Violations& broken, const BlockPoolShape& shape) {
+  broken.during("moved");
+  A first(shape);
+  std::vector<BlockId> held(1), rest(shape.num_blocks - 1);
+  broken.expect(first.try_allocate(held), "try_allocate failed while blocks were free");
+  A second(std::move(first));
+  broken.expect(second.num_free() == shape.num_blocks - 1 && second.num_blocks() == shape.num_blocks, "a move lost blocks");
+  broken.expect(second.try_allocate(rest), "what num_free promised was refused after a move");
+  broken.expect(std::find(rest.begin(), rest.end(), held[0]) == rest.end(), "an id was handed out twice after a move");
+}
+
+/// `num_operations` random ones on a model; prefix operations where the allocator has them.
+template <class A>
+void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint64_t seed, int num_operations) {
+  AllocatorModel<A> model(shape);
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::uint64_t n) { return static_cast<std::uint32_t>(random() % n); };
+  for (int i = 0; i < num_operations && model.violations().empty(); ++i) {
+    switch (below(8)) {
+      case 0: model.allocate(below(shape.num_blocks + 2)); break;
+      case 1: model.release(below(64)); break;
+      case 2: model.release(below(64), random()); break;
+      case 3:
+        if constexpr (SharingAllocator<A>) { model.share(below(64)); }
+        break;
+      default:
+        if constexpr (PrefixCachingAllocator<A>) {
+          if (below(16) == 0) {
+            model.forget(below(64), below(64));
+          } else if (below(2) == 0) {
+            model.publish(below(64));
+          } else {
+            std::vector<TokenId> tokens(below(shape.block_size * shape.num_blocks + 2));
+            for (TokenId& token : tokens) { token = static_cast<TokenId>(below(2)); }
+            model.admit(below(4) == 0 ? "salt" : "", std::move(tokens));
+          }
+        } else {
+          model.allocate(below(3));
+        }
+    }
+  }
+  model.release_all();
+  Violations found = model.violations();
+  broken.during("");
+  broken.append(found);
+}
+
+}  // namespace detail
+
+/// Everything that the tables of BlockAllocator, SharingAllocator and PrefixCachingAllocator promise, as far as A is one.
+/// A pool of `shape` is constructed some dozens of times; at least 4 blocks. Reproducible: randomness is of `seed` alone.
+template <BlockAllocator A>
+Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8, .block_size = 2}, std::uint64_t seed = 1) {
+  NVL_EXPECTS(shape.num_blocks >= 4, "num_blocks of the suite", shape.num_blocks, "at least 4");
+  Violations broken;
+  detail::check_exhaustion<A>(broken, shape);
+  detail::check_all_or_nothing<A>(broken, shape);
+  detail::check_moves<A>(broken, shape);
+  if constexpr (PrefixCachingAllocator<A>) { broken.append(check_prefix_cache<A>(shape)); }
+  for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) { detail::check_random_use<A>(broken, shape, seed * 8 + run, 500); }
+  return broken;
+}
+
+}  // namespace nvl::inline NVL_ABI::testing

@@ -1,0 +1,169 @@
+#pragma once
+/// Conformance suite of the concept PrefixCachingAllocator, one promise at a time. check_block_allocator runs it too.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/testing/violations.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nvl::inline NVL_ABI::testing {
+
+namespace detail {
+
+/// A pool, and the two things a test does with it: store a sequence of tokens, look one up.
+template <class A>
+class PrefixCacheFixture {
+ public:
+  explicit PrefixCacheFixture(const BlockPoolShape& shape) : allocator(shape), block_size_(shape.block_size) {}
+
+  /// Blocks of a sequence that computes `tokens` (whole blocks) from the start and publishes them.
+  std::vector<BlockId> store(std::string_view salt, std::span<const TokenId> tokens) {
+    std::vector<BlockId> table(tokens.size() / block_size_);
+    if (!allocator.try_allocate(table)) { return {}; }
+    publish(salt, tokens, table);
+    return table;
+  }
+
+  PrefixId publish(std::string_view salt, std::span<const TokenId> tokens, std::span<const BlockId> table) {
+    PrefixId prefix = allocator.root(salt);
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      prefix = allocator.publish(prefix, tokens.subspan(i * block_size_, block_size_), table[i]);
+    }
+    return prefix;
+  }
+
+  std::vector<BlockId> find(std::string_view salt, std::span<const TokenId> tokens) {
+    std::vector<BlockId> table;
+    allocator.match(allocator.root(salt), tokens, table);
+    return table;
+  }
+
+  std::uint32_t lookup(std::string_view salt, std::span<const TokenId> tokens) const {
+    return allocator.lookup(allocator.root(salt), tokens);
+  }
+
+  A allocator;
+
+ private:
+  std::size_t block_size_;
+};
+
+}  // namespace detail
+
+/// \param shape at least 4 blocks
+template <PrefixCachingAllocator A>
+Violations check_prefix_cache(const BlockPoolShape& shape = {.num_blocks = 8, .block_size = 2}) {
+  NVL_EXPECTS(shape.num_blocks >= 4, "num_blocks of the suite", shape.num_blocks, "at least 4");
+  using Fixture = detail::PrefixCacheFixture<A>;
+  Violations broken;
+  const std::size_t size = shape.block_size;
+  // Two blocks of different tokens, and two of the same tokens twice.
+  std::vector<TokenId> ab(2 * size), aa(2 * size);
+  for (std::size_t i = 0; i < size; ++i) {
+    ab[i] = aa[i] = aa[size + i] = static_cast<TokenId>(i);
+    ab[size + i] = static_cast<TokenId>(i + 1);
+  }
+  const auto a = std::span<const TokenId>(ab).first(size);
+
+  broken.during("an empty cache");
+  {
+    Fixture pool(shape);
+    broken.expect(pool.find("", ab).empty() && pool.lookup("", ab) == 0, "something was found");
+    broken.expect(pool.find("", {}).empty(), "something was found for no tokens");
+    broken.expect(pool.allocator.root("x") == pool.allocator.root("x"), "the root of a salt changes");
+    broken.expect(pool.allocator.root("x") != pool.allocator.root("y"), "two salts have the same root");
+  }
+  broken.during("published and in use");
+  {
+    Fixture pool(shape);
+    const std::vector<BlockId> table = pool.store("", ab);
+    const std::uint32_t free = pool.allocator.num_free();
+    broken.expect(pool.lookup("", ab) == 2 * size, "lookup does not find it");
+    broken.expect(pool.allocator.num_owners(table[0]) == 1, "publish or lookup changed the owners");
+    const std::vector<BlockId> found = pool.find("", ab);
+    broken.expect(found == table, "match returned other blocks");
+    broken.expect(pool.allocator.num_owners(table[0]) == 2 && pool.allocator.num_owners(table[1]) == 2, "match took no reference");
+    broken.expect(pool.allocator.num_free() == free, "matching blocks in use changed num_free");
+    pool.allocator.release(found);
+    broken.expect(pool.allocator.num_owners(table[0]) == 1, "release gave up more than one reference");
+    std::vector<BlockId> appended{BlockId{~0u}};
+    const PrefixId end = pool.allocator.match(pool.allocator.root(""), a, appended);
+    broken.expect(appended.size() == 2 && appended[0] == BlockId{~0u}, "match did not append");
+    broken.expect(pool.allocator.lookup(end, std::span(ab).subspan(size)) == size, "the id that match returned does not lead on");
+  }
+  broken.during("other content");
+  {
+    Fixture pool(shape);
+    pool.store("", ab);
+    broken.expect(pool.lookup("salt", ab) == 0, "blocks of another salt were found");
+    broken.expect(pool.lookup("", aa) == size, "the common first block was not found, or more than it");
+    broken.expect(pool.lookup("", std::span(ab).subspan(size)) == 0, "a block was found at another place of a sequence");
+    broken.expect(pool.lookup("", std::span(ab).first(2 * size - 1)) == size, "a block was found by a part of its tokens");
+    std::vector<TokenId> last_differs = ab;
+    ++last_differs.back();
+    broken.expect(pool.lookup("", last_differs) == size, "a block was found though its last token differs");
+  }
+  broken.during("released");
+  {
+    Fixture pool(shape);
+    const std::vector<BlockId> table = pool.store("", ab);
+    pool.allocator.release(table);
+    broken.expect(pool.allocator.num_free() == shape.num_blocks, "cached blocks without an owner do not count as free");
+    broken.expect(pool.lookup("", ab) == 2 * size, "it is not found any more though nothing needed its blocks");
+    const std::vector<BlockId> found = pool.find("", ab);
+    broken.expect(found == table, "match returned other blocks");
+    broken.expect(pool.allocator.num_free() == shape.num_blocks - 2, "a found block is owned and still counts as free");
+  }
+  broken.during("the whole pool is taken");
+  {
+    Fixture pool(shape);
+    pool.allocator.release(pool.store("", ab));
+    std::vector<BlockId> all(shape.num_blocks);
+    broken.expect(pool.allocator.try_allocate(all), "cached blocks were not evicted");
+    broken.expect(pool.lookup("", ab) == 0, "evicted content was found");
+    pool.allocator.release(all);
+    broken.expect(pool.lookup("", ab) == 0, "evicted content was found after the release of its block");
+    broken.expect(pool.allocator.num_free() == shape.num_blocks, "not every block came back");
+  }
+  broken.during("the same content in two blocks");
+  {
+    Fixture pool(shape);
+    std::vector<BlockId> first(1), second(2);
+    broken.expect(pool.allocator.try_allocate(first) && pool.allocator.try_allocate(second), "no blocks");
+    pool.publish("", a, first);
+    pool.publish("", ab, second);  // its first block holds what `first` holds
+    broken.expect(pool.allocator.num_owners(first[0]) == 1 && pool.allocator.num_owners(second[0]) == 1, "a publisher lost its block");
+    broken.expect(pool.lookup("", ab) == 2 * size, "what follows the later of the two is not found");
+    pool.allocator.release(first);
+    broken.expect(pool.lookup("", ab) == 2 * size, "it is not found after one of the two was released");
+    std::vector<BlockId> rest(shape.num_blocks - 2);
+    broken.expect(pool.allocator.try_allocate(rest), "the released one cannot be taken");
+    broken.expect(pool.lookup("", ab) == 2 * size, "it is not found though one of the two is still in use");
+  }
+  broken.during("forgotten");
+  {
+    Fixture pool(shape);
+    const std::vector<BlockId> table = pool.store("", ab);
+    pool.allocator.forget(table[1]);
+    broken.expect(pool.lookup("", ab) == size, "a forgotten block was found, or the one before it was lost");
+    broken.expect(pool.allocator.num_owners(table[1]) == 1, "forget changed the owners");
+    pool.allocator.forget(table[1]);
+    pool.allocator.forget(table[0]);
+    pool.allocator.release(table);
+    broken.expect(pool.lookup("", ab) == 0, "a forgotten block was found after its release");
+    broken.expect(pool.allocator.num_free() == shape.num_blocks, "not every block came back");
+    pool.store("", ab);
+    broken.expect(pool.lookup("", ab) == 2 * size, "content that was forgotten once cannot be published again");
+  }
+  return broken;
+}
+
+}  // namespace nvl::inline NVL_ABI::testing
