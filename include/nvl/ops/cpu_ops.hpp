@@ -15,11 +15,9 @@
 #include <nvl/ops/cpu_device.hpp>
 #include <nvl/ops/cpu_linear.hpp>
 #include <nvl/ops/cpu_rows.hpp>
+#include <nvl/ops/cpu_sampler.hpp>
 #include <nvl/ops/cpu_weight.hpp>
 #include <nvl/ops/device_ops.hpp>
-#if __has_include(<nvl/ops/cpu_sampler.hpp>)
-#include <nvl/ops/cpu_sampler.hpp>
-#endif
 
 #include <algorithm>
 #include <cmath>
@@ -125,17 +123,7 @@ class CpuOps {
   }
 
   void sample(const StepInput& in, const float* logits, std::int32_t vocab_size, StepOutput& out) {
-    [&](auto& pool) {
-      if constexpr (requires { sample_rows(pool, in, logits, vocab_size, out); }) {
-        sample_rows(pool, in, logits, vocab_size, out);
-      } else {
-        out.sampled.assign(in.sample_rows.size(), SampledToken{});
-        for (std::size_t r = 0; r < out.sampled.size(); ++r) {
-          const float* row = logits + static_cast<std::int64_t>(r) * vocab_size;
-          out.sampled[r].token = static_cast<TokenId>(std::max_element(row, row + vocab_size) - row);
-        }
-      }
-    }(threads_);
+    sampler_.sample_rows(threads_, in, logits, vocab_size, out);
   }
 
  private:
@@ -164,6 +152,7 @@ class CpuOps {
 
   ThreadPool& threads_;
   CpuLinear<T> linear_;
+  CpuSampler sampler_;
 };
 
 static_assert(DeviceOps<CpuOps<float>>);
