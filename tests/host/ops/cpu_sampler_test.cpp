@@ -91,10 +91,11 @@ struct Setting {
   std::vector<float> logits;
   SamplingRow row;
   Extras extras;
+  std::uint32_t num_draws = 20000;
 };
 
 std::vector<Setting> settings() {
-  const std::vector<float> logits = random_logits(300, 5);
+  const std::vector<float> logits = random_logits(120, 5);
   std::vector<Setting> all;
   const auto add = [&](const std::string& name, auto&& change, const Extras& extras = {}) {
     SamplingRow row = sampled_row();
@@ -106,7 +107,7 @@ std::vector<Setting> settings() {
   add("hot", [](SamplingRow& r) { r.temperature = 100.0f; });
   add("top_k 1", [](SamplingRow& r) { r.top_k = 1; });
   add("top_k 7", [](SamplingRow& r) { r.top_k = 7; });
-  add("top_k 299, hot", [](SamplingRow& r) { r.top_k = 299, r.temperature = 50.0f; });
+  add("top_k 119, hot", [](SamplingRow& r) { r.top_k = 119, r.temperature = 50.0f; });
   add("top_k beyond the vocabulary", [](SamplingRow& r) { r.top_k = 5000; });
   add("top_p 0.5", [](SamplingRow& r) { r.top_p = 0.5f; });
   add("top_p 0.99, hot", [](SamplingRow& r) { r.top_p = 0.99f, r.temperature = 4.0f; });
@@ -117,15 +118,15 @@ std::vector<Setting> settings() {
   add("top_k 40, top_p 0.95, min_p 0.05",
       [](SamplingRow& r) { r.top_k = 40, r.top_p = 0.95f, r.min_p = 0.05f, r.temperature = 1.5f; });
   add("top_p 0.9, min_p 0.02", [](SamplingRow& r) { r.top_p = 0.9f, r.min_p = 0.02f, r.temperature = 1.5f; });
-  add("banned", [](SamplingRow& r) { r.top_k = 10; }, {.bias = {}, .banned = {3, 7, 7, 299, 0}, .history = {}});
+  add("banned", [](SamplingRow& r) { r.top_k = 10; }, {.bias = {}, .banned = {3, 7, 7, 119, 0}, .history = {}});
   add("bias", [](SamplingRow& r) { r.top_p = 0.9f; },
-      {.bias = {{0, 8.0f}, {299, 7.5f}, {0, 0.5f}, {17, -100.0f}}, .banned = {}, .history = {}});
+      {.bias = {{0, 8.0f}, {119, 7.5f}, {0, 0.5f}, {17, -100.0f}}, .banned = {}, .history = {}});
   add("penalties",
       [](SamplingRow& r) {
         r.repetition_penalty = 1.3f, r.presence_penalty = 0.4f, r.frequency_penalty = 0.2f, r.num_prompt = 3, r.top_k = 50;
       },
       {.bias = {{9, 2.0f}}, .banned = {11}, .history = {1, 2, 3, 3, 9, 9, 9, 11, 40}});
-  Setting equal{"all equal", std::vector<float>(300, 1.5f), sampled_row(), {}};
+  Setting equal{"all equal", std::vector<float>(120, 1.5f), sampled_row(), {}};
   all.push_back(equal);
   equal.name = "all equal, top_k 10";
   equal.row.top_k = 10;
@@ -134,6 +135,11 @@ std::vector<Setting> settings() {
   equal.row.top_k = 0;
   equal.row.top_p = 0.101f;
   all.push_back(equal);
+  for (Setting& s : all) {
+    const bool is_long =
+        s.name == "plain" || s.name == "top_p 0.99, hot" || s.name == "top_k 40, top_p 0.95, min_p 0.05" || s.name == "penalties";
+    if (is_long) { s.num_draws = 200000; }
+  }
   return all;
 }
 
@@ -147,7 +153,6 @@ double chi_square_limit(double freedom) {
 }  // namespace
 
 TEST_CASE("Draws follow the distribution of the oracle and never leave its support", "[ops][host]") {
-  constexpr std::uint32_t draws = 200000;
   for (Setting& s : settings()) {
     Step step;
     step.add(s.row, s.extras);
@@ -158,7 +163,7 @@ TEST_CASE("Draws follow the distribution of the oracle and never leave its suppo
     SampledToken out;
     std::vector<std::uint32_t> counts(s.logits.size());
     SamplingRow row = step.rows[0];
-    for (row.output_index = 0; row.output_index < draws; ++row.output_index) {
+    for (row.output_index = 0; row.output_index < s.num_draws; ++row.output_index) {
       sample_row(s.logits, in, row, scratch, out);
       ++counts.at(static_cast<std::size_t>(out.token));
     }
@@ -170,7 +175,7 @@ TEST_CASE("Draws follow the distribution of the oracle and never leave its suppo
       ++cells;
     };
     for (std::size_t i = 0; i < counts.size(); ++i) {
-      const double wanted = expected.probabilities[i] * draws;
+      const double wanted = expected.probabilities[i] * s.num_draws;
       if (wanted == 0) { stays_inside = stays_inside && counts[i] == 0; }
       if (wanted >= 20) {
         add_cell(counts[i], wanted);
@@ -186,7 +191,7 @@ TEST_CASE("Draws follow the distribution of the oracle and never leave its suppo
 }
 
 TEST_CASE("The tokens that can be drawn are exactly those that the oracle keeps", "[ops][host]") {
-  // At temperature 1000 the kept tokens are nearly equally likely, so a few thousand draws meet every one of up to 60.
+  // Small vocabularies and high temperatures, so that every kept token is met within a number of draws that a test can afford.
   std::mt19937 random(3);
   int compared = 0;
   for (unsigned trial = 0; trial < 60; ++trial) {
@@ -419,7 +424,7 @@ TEST_CASE("Log-probabilities are those of the oracle, sorted, and sum to one ove
   for (const Setting& s : settings()) {
     Step step;
     SamplingRow options = s.row;
-    options.num_logprobs = 300;
+    options.num_logprobs = 120;
     step.add(options, s.extras);
     const SamplingRow row = step.rows[0];
     SamplerScratch scratch;
@@ -564,11 +569,11 @@ TEST_CASE("A step without sampled rows gives an empty output", "[ops][host]") {
 }
 
 TEST_CASE("Large vocabularies: truncated draws stay in the oracle's support", "[ops][host]") {
-  const std::vector<float> logits = random_logits(152000, 77, 2.0f);
+  const std::vector<float> logits = random_logits(50257, 77, 2.0f);
   SamplerScratch scratch;
   SampledToken out;
-  for (const float temperature : {0.5f, 1.0f, 3.0f}) {
-    for (const std::int32_t top_k : {0, 3, 1000, 100000}) {
+  for (const float temperature : {0.7f, 3.0f}) {
+    for (const std::int32_t top_k : {0, 3, 1000, 50000}) {
       for (const float top_p : {1.0f, 0.9f}) {
         SamplingRow row = sampled_row(temperature);
         row.top_k = top_k;
