@@ -3,12 +3,12 @@
 set(nvl_components core io cuda nccl)
 
 set(nvl_core_packages Threads xxHash)
-set(nvl_io_packages PCRE2 nlohmann_json)
+set(nvl_io_packages PCRE2 nlohmann_json utf8proc)
 set(nvl_cuda_packages CUDAToolkit)
 set(nvl_nccl_packages NCCL)
 
 set(nvl_core_links Threads::Threads xxHash::xxHash)
-set(nvl_io_links PCRE2::8BIT nlohmann_json::nlohmann_json)
+set(nvl_io_links PCRE2::8BIT nlohmann_json::nlohmann_json utf8proc::utf8proc)
 set(nvl_cuda_links CUDA::cudart CUDA::cublasLt)
 set(nvl_nccl_links NCCL::NCCL)
 
