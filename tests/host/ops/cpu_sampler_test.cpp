@@ -257,6 +257,23 @@ TEST_CASE("A draw is the first token by id at which the cumulated probability ex
   }
 }
 
+TEST_CASE("The vector exponential is exact at zero, close below and zero far below", "[ops][host]") {
+  const auto exponential = [](float x) {
+    detail::SamplerFloats v = detail::SamplerFloats{} + x;
+    detail::exp_nonpositive(v);
+    return v[0];
+  };
+  CHECK(exponential(0.0f) == 1.0f);
+  CHECK(exponential(-88.0f) == 0.0f);
+  CHECK(exponential(-std::numeric_limits<float>::infinity()) == 0.0f);
+  double worst = 0;
+  for (float x = -87.0f; x < 0.0f; x += 0.00137f) {
+    const double expected = std::exp(double{x});
+    worst = std::max(worst, std::abs(exponential(x) - expected) / expected);
+  }
+  CHECK(worst < 2e-7);
+}
+
 TEST_CASE("Greedy takes the largest logit and the lowest id among equals", "[ops][host]") {
   std::vector<float> logits = random_logits(1003, 8);
   logits[700] = 50.0f;
