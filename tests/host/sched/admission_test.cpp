@@ -1,0 +1,198 @@
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/admission.hpp>
+#include <nvl/sched/publish.hpp>
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <string>
+#include <vector>
+
+using namespace nvl;
+
+namespace {
+
+constexpr std::int32_t block_size = 4;
+
+/// Tokens 0, 1, 2, ...
+Sequence sequence(std::int32_t num_tokens) {
+  Sequence seq;
+  seq.tokens.resize(static_cast<std::size_t>(num_tokens));
+  std::iota(seq.tokens.begin(), seq.tokens.end(), 0);
+  seq.num_prompt = num_tokens;
+  return seq;
+}
+
+template <class A>
+A pool(std::uint32_t num_blocks) {
+  return A({.num_blocks = num_blocks, .block_size = block_size});
+}
+
+/// A pool in which the blocks of `seq`, all of its whole ones, are cached and idle.
+PrefixCacheAllocator pool_with(std::uint32_t num_blocks, Sequence seq) {
+  auto allocator = pool<PrefixCacheAllocator>(num_blocks);
+  seq.prefix_root = allocator.root("");
+  REQUIRE(try_admit(seq, allocator, block_size));
+  seq.num_computed = seq.num_tokens();
+  publish_full_blocks(seq, allocator, block_size);
+  release_blocks(seq, allocator);
+  return allocator;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("an admitted sequence has blocks for all its tokens", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
+  for (const std::int32_t length : {1, 3, 4, 5, 8, 16}) {
+    auto allocator = pool<TestType>(4);
+    Sequence seq = sequence(length);
+    REQUIRE(try_admit(seq, allocator, block_size));
+    CHECK(seq.block_table.size() == blocks_for(length, block_size));
+    CHECK(seq.num_computed == 0);
+    CHECK(seq.num_cached == 0);
+    CHECK(seq.status == SeqStatus::running);
+    CHECK(allocator.num_free() == 4 - seq.block_table.size());
+  }
+}
+
+TEMPLATE_TEST_CASE("an admission that fails keeps nothing", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
+  auto allocator = pool<TestType>(4);
+  Sequence seq = sequence(17);
+  CHECK_FALSE(try_admit(seq, allocator, block_size));
+  CHECK(seq.block_table.empty());
+  CHECK(seq.status == SeqStatus::waiting);
+  CHECK(allocator.num_free() == 4);
+  Sequence fits = sequence(16);
+  CHECK_FALSE(try_admit(fits, allocator, block_size, 1));  // the reserve would be used
+  CHECK(fits.block_table.empty());
+  CHECK(allocator.num_free() == 4);
+  CHECK(try_admit(fits, allocator, block_size, 0));
+}
+
+TEST_CASE("a prefix hit stops short of the last token, which is always computed", "[sched][host]") {
+  for (const std::int32_t length : {7, 8, 9, 12, 13}) {
+    auto allocator = pool_with(8, sequence(12));
+    Sequence seq = sequence(length);
+    seq.prefix_root = allocator.root("");
+    const std::int32_t expected = (length - 1) / block_size * block_size;
+    CHECK(uncached_tokens(seq, allocator) == length - expected);
+    REQUIRE(try_admit(seq, allocator, block_size));
+    CHECK(seq.num_cached == expected);
+    CHECK(seq.num_computed == expected);
+    CHECK(seq.num_published == expected / block_size);
+    CHECK(seq.num_uncomputed() >= 1);
+    CHECK(seq.block_table.size() == blocks_for(length, block_size));
+    // The block that is going to be written is its own.
+    CHECK(allocator.num_owners(seq.block_table.back()) == 1);
+  }
+}
+
+TEST_CASE("an admission that fails after a prefix hit gives the hit back", "[sched][host]") {
+  auto allocator = pool_with(4, sequence(8));
+  Sequence seq = sequence(20);
+  seq.prefix_root = allocator.root("");
+  CHECK_FALSE(try_admit(seq, allocator, block_size));
+  CHECK(seq.block_table.empty());
+  CHECK(seq.num_published == 0);
+  CHECK(seq.num_computed == 0);
+  CHECK(seq.published_prefix == seq.prefix_root);
+  CHECK(allocator.num_free() == 4);
+  CHECK(allocator.lookup(seq.prefix_root, seq.tokens) == 8);  // and it is still cached
+}
+
+TEMPLATE_TEST_CASE("growing takes the missing blocks or nothing", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
+  auto allocator = pool<TestType>(3);
+  Sequence seq = sequence(4);
+  REQUIRE(try_admit(seq, allocator, block_size));
+  CHECK(try_grow(seq, allocator, 4, block_size));
+  CHECK(seq.block_table.size() == 1);
+  CHECK(try_grow(seq, allocator, 5, block_size));
+  CHECK(seq.block_table.size() == 2);
+  const std::vector<BlockId> before = seq.block_table;
+  CHECK_FALSE(try_grow(seq, allocator, 13, block_size));
+  CHECK(seq.block_table == before);
+  CHECK(allocator.num_free() == 1);
+  CHECK(try_grow(seq, allocator, 12, block_size));
+  CHECK(allocator.num_free() == 0);
+}
+
+TEST_CASE("a preempted sequence finds again what was not evicted meanwhile", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(4);
+  Sequence seq = sequence(10);
+  seq.prefix_root = allocator.root("");
+  REQUIRE(try_admit(seq, allocator, block_size));
+  seq.num_computed = 10;
+  publish_full_blocks(seq, allocator, block_size);
+  CHECK(seq.num_published == 2);
+  ScheduledBatch batch;
+  preempt_by_recompute(seq, allocator, batch);
+  CHECK(batch.preempted == std::vector<Sequence*>{&seq});
+  CHECK(seq.status == SeqStatus::preempted);
+  CHECK(seq.num_preemptions == 1);
+  CHECK(seq.num_computed == 0);
+  CHECK(seq.num_published == 0);
+  CHECK(seq.block_table.empty());
+  CHECK(allocator.num_free() == 4);
+
+  Sequence other = sequence(12);  // another beginning, three blocks: evicts the child and spares the parent
+  other.tokens[0] = 99;
+  other.prefix_root = allocator.root("");
+  REQUIRE(try_admit(other, allocator, block_size));
+  release_blocks(other, allocator);
+  REQUIRE(try_admit(seq, allocator, block_size));
+  CHECK(seq.num_cached == 4);
+  CHECK(seq.num_uncomputed() == 6);
+}
+
+TEST_CASE("only blocks whose tokens are all computed are published", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(8);
+  Sequence seq = sequence(14);
+  seq.prefix_root = allocator.root("salt");
+  REQUIRE(try_admit(seq, allocator, block_size));
+  const auto found = [&] { return allocator.lookup(allocator.root("salt"), seq.tokens); };
+  for (const auto& [computed, published] : {std::pair{3, 0}, {4, 4}, {7, 4}, {12, 12}, {14, 12}}) {
+    seq.num_computed = computed;
+    publish_full_blocks(seq, allocator, block_size);
+    CHECK(found() == static_cast<std::uint32_t>(published));
+    CHECK(seq.num_published == published / block_size);
+  }
+  CHECK(allocator.lookup(allocator.root(""), seq.tokens) == 0);
+
+  // Planned further than computed: the caller says how far.
+  Sequence ahead = sequence(8);
+  ahead.prefix_root = allocator.root("ahead");
+  REQUIRE(try_admit(ahead, allocator, block_size));
+  ahead.num_computed = 8;
+  publish_full_blocks(ahead, allocator, block_size, 4);
+  CHECK(allocator.lookup(ahead.prefix_root, ahead.tokens) == 4);
+}
+
+TEST_CASE("publishing without a prefix cache does nothing", "[sched][host]") {
+  auto allocator = pool<FreeListAllocator>(2);
+  Sequence seq = sequence(8);
+  REQUIRE(try_admit(seq, allocator, block_size));
+  seq.num_computed = 8;
+  publish_full_blocks(seq, allocator, block_size);
+  CHECK(seq.num_published == 0);
+  CHECK(uncached_tokens(seq, allocator) == 8);
+}
+
+TEST_CASE("an entry of a batch asks for a sample exactly when it ends at the last token", "[sched][host]") {
+  Sequence seq = sequence(10);
+  ScheduledBatch batch;
+  append_to_batch(batch, seq, 6);
+  append_to_batch(batch, seq, 4);
+  REQUIRE(batch.seqs.size() == 2);
+  CHECK(batch.seqs[0].first_position == 0);
+  CHECK_FALSE(batch.seqs[0].needs_sample);
+  CHECK(batch.seqs[1].first_position == 6);
+  CHECK(batch.seqs[1].needs_sample);
+  CHECK(batch.num_tokens == 10);
+  CHECK(seq.num_uncomputed() == 0);
+  batch.clear();
+  CHECK(batch.empty());
+  CHECK(batch.num_tokens == 0);
+}
