@@ -37,7 +37,7 @@ struct RopeConfig {
   double beta_slow = 1.0;                  // yarn
   double attention_factor = 0.0;           // yarn: multiplies cos and sin; 0 = 0.1 ln(factor) + 1
   bool truncate = true;                    // yarn: round the correction range to whole dimensions
-  std::vector<float> freq_factors;         // [head_dim / 2] each inverse frequency is divided by its factor, after all
+  std::vector<float> freq_factors{};       // [head_dim / 2] each inverse frequency is divided by its factor, after all
                                            // scaling above; empty = none. GGUF files store llama3 scaling like this.
 };
 

@@ -328,7 +328,7 @@ NVL_ALWAYS_INLINE f32x16 exp(const f32x16& x) noexcept {
   const f32x16 shifted = fma(clamped, broadcast(1.44269504088896341f), magic);
   const f32x16 n = shifted - magic;
   // x - n ln 2, with ln 2 in two parts (Cody & Waite).
-  const f32x16 r = fma(n, broadcast(1.42860677e-6f), fma(n, broadcast(-0.693145751953125f), clamped));
+  const f32x16 r = fma(n, broadcast(-1.42860677e-6f), fma(n, broadcast(-0.693145751953125f), clamped));
   f32x16 p = broadcast(1.9875691500e-4f);  // minimax polynomial of e^r on [-ln2/2, ln2/2], Cephes expf
   p = fma(p, r, broadcast(1.3981999507e-3f));
   p = fma(p, r, broadcast(8.3334519073e-3f));

@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
@@ -90,6 +91,7 @@ class CpuOps {
   void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { linear_(out, x, w, rows); }
 
   void qk_norm_rope_store(const QkNormRopeStore<CpuOps>& call) {
+    NVL_EXPECTS(call.layout.head_dim <= max_head_dim, "head_dim", call.layout.head_dim, "at most " + std::to_string(max_head_dim));
     const auto num_tokens = static_cast<std::int64_t>(call.positions.size());
     threads_.parallel_for(num_tokens, 8, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) { rope_and_store(call, t); }
@@ -127,26 +129,30 @@ class CpuOps {
   }
 
  private:
+  static constexpr std::int32_t max_head_dim = 1024;
+
   void rope_and_store(const QkNormRopeStore<CpuOps>& call, std::int64_t t) {
     const std::int32_t d = call.layout.head_dim;
     const std::int32_t kv_heads = call.layout.num_kv_heads;
     T* const row = call.qkv + t * (call.num_q_heads + 2 * kv_heads) * d;
     const std::int32_t position = call.positions[static_cast<std::size_t>(t)];
-    for (std::int32_t h = 0; h < call.num_q_heads + kv_heads; ++h) {
-      T* const head = row + std::int64_t{h} * d;
-      const Vector* const norm = h < call.num_q_heads ? call.q_norm : call.k_norm;
-      if (norm != nullptr) { detail::rms_norm_row(head, head, norm->data(), d, call.eps); }
-      detail::rotate_head(head, call.rope->cos(position), call.rope->sin(position), d, call.rope->layout());
-    }
     const SlotId slot = call.slot_mapping[static_cast<std::size_t>(t)];
-    if (slot == no_slot) { return; }
     const std::int64_t block = slot / call.layout.block_size;
     const auto offset = static_cast<std::int32_t>(slot % call.layout.block_size);
-    for (std::int32_t h = 0; h < kv_heads; ++h) {
-      const T* const k = row + std::int64_t{call.num_q_heads + h} * d;
-      const T* const v = k + std::int64_t{kv_heads} * d;
-      std::copy_n(k, d, call.kv + call.layout.k_offset(block, h, offset));
-      std::copy_n(v, d, call.kv + call.layout.v_offset(block, h, offset));
+    for (std::int32_t h = 0; h < call.num_q_heads + kv_heads; ++h) {
+      const T* const head = row + std::int64_t{h} * d;
+      const bool is_q = h < call.num_q_heads;
+      if (!is_q && slot == no_slot) { break; }
+      T* const to = is_q ? row + std::int64_t{h} * d : call.kv + call.layout.k_offset(block, h - call.num_q_heads, offset);
+      const Vector* const norm = is_q ? call.q_norm : call.k_norm;
+      float values[max_head_dim];
+      detail::convert_row(values, head, d);
+      if (norm != nullptr) { detail::rms_norm_row(values, values, norm->data(), d, call.eps); }
+      detail::rotate_head(values, call.rope->cos(position), call.rope->sin(position), d, call.rope->layout());
+      detail::convert_row(to, values, d);
+    }
+    for (std::int32_t h = 0; h < kv_heads && slot != no_slot; ++h) {
+      std::copy_n(row + std::int64_t{call.num_q_heads + kv_heads + h} * d, d, call.kv + call.layout.v_offset(block, h, offset));
     }
   }
 

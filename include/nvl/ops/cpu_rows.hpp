@@ -19,6 +19,12 @@ NVL_ALWAYS_INLINE void for_each_vector(std::int32_t n, F&& f) {
   if (i < n) { f(i, n - i); }
 }
 
+/// out = x, [n], as another element type
+template <class Out, class In>
+void convert_row(Out* out, const In* x, std::int32_t n) noexcept {
+  for_each_vector(n, [&](std::int32_t i, int lanes) { simd::store_first(out + i, simd::load_first(x + i, lanes), lanes); });
+}
+
 /// out = x * w / sqrt(mean(x^2) + eps), all [n]; out may be x. Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
 template <class T>
 void rms_norm_row(T* out, const T* x, const float* w, std::int32_t n, float eps) noexcept {
@@ -70,8 +76,7 @@ void gated_activation_row(T* out, const T* gate_up, std::int32_t n, Activation a
 }
 
 /// Rotates the pairs of one head by the angles whose cosines and sines are given, [head_dim / 2].
-template <class T>
-void rotate_head(T* head, const float* cosines, const float* sines, std::int32_t head_dim, RotaryLayout layout) noexcept {
+inline void rotate_head(float* head, const float* cosines, const float* sines, std::int32_t head_dim, RotaryLayout layout) noexcept {
   const std::int32_t half = head_dim / 2;
   if (layout == RotaryLayout::half) {
     for_each_vector(half, [&](std::int32_t i, int lanes) {
@@ -85,10 +90,10 @@ void rotate_head(T* head, const float* cosines, const float* sines, std::int32_t
     return;
   }
   for (std::int32_t i = 0; i < half; ++i) {
-    const float a = static_cast<float>(head[2 * i]);
-    const float b = static_cast<float>(head[2 * i + 1]);
-    head[2 * i] = static_cast<T>(simd::fma(a, cosines[i], -(b * sines[i])));
-    head[2 * i + 1] = static_cast<T>(simd::fma(b, cosines[i], a * sines[i]));
+    const float a = head[2 * i];
+    const float b = head[2 * i + 1];
+    head[2 * i] = simd::fma(a, cosines[i], -(b * sines[i]));
+    head[2 * i + 1] = simd::fma(b, cosines[i], a * sines[i]);
   }
 }
 
