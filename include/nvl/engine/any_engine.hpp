@@ -33,7 +33,7 @@ class AnyEngine {
   virtual bool step() = 0;
   virtual bool has_work() const = 0;
   virtual std::vector<Completion> generate(std::vector<Request> requests) = 0;
-  virtual void prompt_logits(std::span<const TokenId> ids, const LogitsVisitor& visit) = 0;
+  virtual void prompt_logits(std::span<const TokenId> ids, const LogitsVisitor& visit, std::int32_t first = 0) = 0;
   virtual EngineStats stats() const = 0;
   virtual const std::string& failure() const = 0;
   virtual const ModelConfig& config() const = 0;
@@ -56,7 +56,9 @@ class AnyEngineOf final : public AnyEngine {
   bool step() override { return engine_.step(); }
   bool has_work() const override { return engine_.has_work(); }
   std::vector<Completion> generate(std::vector<Request> requests) override { return engine_.generate(std::move(requests)); }
-  void prompt_logits(std::span<const TokenId> ids, const LogitsVisitor& visit) override { engine_.prompt_logits(ids, visit); }
+  void prompt_logits(std::span<const TokenId> ids, const LogitsVisitor& visit, std::int32_t first) override {
+    engine_.prompt_logits(ids, visit, first);
+  }
   EngineStats stats() const override { return engine_.stats(); }
   const std::string& failure() const override { return engine_.failure(); }
   const ModelConfig& config() const override { return engine_.config(); }

@@ -173,12 +173,13 @@ class Engine {
     return results;
   }
 
-  /// Calls `visit(position, logits)` for each token of `ids`, logits being a std::span<const float> of vocab_size that predicts
-  /// the token after it. Takes free blocks of the KV cache while it runs and leaves the prefix cache alone.
+  /// Calls `visit(position, logits)` for each token of `ids` from `first` on, logits being a std::span<const float> of vocab_size
+  /// that predicts the token after it. Takes free blocks of the KV cache while it runs and leaves the prefix cache alone.
   /// \throws InvalidArgument for ids out of range or more than the cache has room for.
   template <class Visit>
-  void prompt_logits(std::span<const TokenId> ids, Visit&& visit) {
+  void prompt_logits(std::span<const TokenId> ids, Visit&& visit, std::int32_t first = 0) {
     validate_ids(ids);
+    NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first, "below the prompt's " + std::to_string(ids.size()) + " tokens");
     const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
     RequestState probe;
     probe.tokens.assign(ids.begin(), ids.end());
@@ -187,13 +188,20 @@ class Engine {
     const bool allocated = allocator_.try_allocate(probe.block_table);
     NVL_EXPECTS(allocated, "prompt of " + std::to_string(ids.size()) + " tokens", num_blocks,
                 "blocks at most (" + std::to_string(allocator_.num_free()) + " are free)");
-    const std::int32_t chunk = std::min(options_.max_num_seqs, options_.max_num_batched_tokens);
     std::string error;
     contain(
         [&] {
-          for (std::int32_t first = 0; first < probe.num_prompt; first += chunk) {
-            const std::int32_t count = std::min(chunk, probe.num_prompt - first);
-            visit_chunk_logits(probe, first, count, visit);
+          const std::int32_t budget = options_.max_num_batched_tokens;
+          std::int32_t done = 0;
+          for (std::int32_t count = 0; done < first; done += count) {
+            count = std::min(budget, first - done);
+            run_probe(probe, done, count, 0);
+          }
+          const auto vocab = static_cast<std::size_t>(config_.vocab_size);
+          for (std::int32_t count = 0; done < probe.num_prompt; done += count) {
+            count = std::min({budget, options_.max_num_seqs, probe.num_prompt - done});
+            const std::span<const float> rows = run_probe(probe, done, count, count);
+            for (std::int32_t i = 0; i < count; ++i) { visit(done + i, rows.subspan(static_cast<std::size_t>(i) * vocab, vocab)); }
           }
         },
         [&](const char* what) { error = what; });
@@ -432,12 +440,12 @@ class Engine {
     while (!requests_.empty()) { finish(*requests_.begin()->second, reason, error); }
   }
 
-  template <class Visit>
-  void visit_chunk_logits(RequestState& probe, std::int32_t first, std::int32_t count, Visit& visit) {
+  /// Computes `count` tokens of `probe` and returns the logits of the first `num_rows` of them, [num_rows, vocab].
+  std::span<const float> run_probe(RequestState& probe, std::int32_t first, std::int32_t count, std::int32_t num_rows) {
     ScheduledBatch batch;
     batch.seqs.push_back({.seq = &probe, .first_position = first, .num_tokens = count, .needs_sample = false});
     batch.num_tokens = count;
-    StepInput& in = build_step_input(batch, block_size, next_step_, buffers_[next_step_ % buffers_.size()], count);
+    StepInput& in = build_step_input(batch, block_size, next_step_, buffers_[next_step_ % buffers_.size()], num_rows);
     ++next_step_;
     std::iota(in.sample_rows.begin(), in.sample_rows.end(), 0);
     std::span<const float> rows;
@@ -445,8 +453,7 @@ class Engine {
       const std::span<const float> logits = ranks_[i]->runner.logits(in);
       if (i == 0) { rows = logits; }
     });
-    const auto vocab = static_cast<std::size_t>(config_.vocab_size);
-    for (std::int32_t i = 0; i < count; ++i) { visit(first + i, rows.subspan(static_cast<std::size_t>(i) * vocab, vocab)); }
+    return rows;
   }
 
   static RequestState& state_of(Sequence& seq) noexcept { return static_cast<RequestState&>(seq); }

@@ -445,7 +445,17 @@ TEST_CASE("prompt_logits predicts what greedy decoding chooses", "[engine][host]
   });
   REQUIRE(best.size() == ids.size());
   for (std::size_t i = 0; i < done.output_ids.size(); ++i) { CHECK(best[prompt.size() - 1 + i] == done.output_ids[i]); }
+  std::vector<TokenId> tail;
+  engine.prompt_logits(
+      ids,
+      [&](std::int32_t position, std::span<const float> logits) {
+        CHECK(position == 23 + static_cast<std::int32_t>(tail.size()));
+        tail.push_back(static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+      },
+      23);
+  CHECK(tail == std::vector<TokenId>(best.begin() + 23, best.end()));
   CHECK(engine.stats().num_free_blocks == engine.stats().num_blocks);
+  CHECK_THROWS_AS(engine.prompt_logits(ids, [](std::int32_t, std::span<const float>) {}, 31), InvalidArgument);
   CHECK_THROWS_AS(engine.prompt_logits(std::vector<TokenId>{}, [](std::int32_t, std::span<const float>) {}), InvalidArgument);
 }
 
