@@ -98,7 +98,7 @@ struct GgufTensor {
 /// Limits beyond which a file is refused though the format would allow it; each is far above what real files hold.
 struct GgufLimits {
   static constexpr std::uint64_t max_keys = 1u << 16;
-  static constexpr std::uint64_t max_tensors = 1'000'000;
+  static constexpr std::uint64_t max_tensors = 1u << 18;
   static constexpr std::uint64_t max_key_bytes = 65'535;      // gguf.md
   static constexpr std::uint64_t max_tensor_name_bytes = 64;  // gguf.md
   static constexpr std::uint64_t max_alignment = 64u << 10;
@@ -367,14 +367,9 @@ class GgufFile {
     read_alignment();
 
     tensors_.reserve(num_tensors);
-    std::vector<std::uint64_t> info_offsets;
-    info_offsets.reserve(num_tensors);
-    for (std::uint64_t i = 0; i < num_tensors; ++i) {
-      info_offsets.push_back(in.offset());
-      tensors_.push_back(parse_tensor(in));
-    }
+    for (std::uint64_t i = 0; i < num_tensors; ++i) { tensors_.push_back(parse_tensor(in)); }
     tensor_order_ = sorted_unique(tensors_, &GgufTensor::name, "tensor name");
-    place_tensors(in, info_offsets);
+    place_tensors(in);
   }
 
   static void require_count(const ByteCursor& in, std::uint64_t offset, std::uint64_t count, std::uint64_t limit,
@@ -507,7 +502,7 @@ class GgufFile {
     return size && elements ? std::optional(static_cast<std::uint64_t>(*size)) : std::nullopt;
   }
 
-  void place_tensors(const ByteCursor& in, const std::vector<std::uint64_t>& info_offsets) {
+  void place_tensors(const ByteCursor& in) {
     const std::uint64_t file_bytes = file_.bytes().size();
     const auto begin = checked_align_up(in.offset(), alignment_);
     if (tensors_.empty()) {
@@ -516,10 +511,9 @@ class GgufFile {
     }
     if (!begin || *begin > file_bytes) { in.fail("the tensor data are missing"); }
     data_offset_ = *begin;
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      GgufTensor& tensor = tensors_[i];
+    for (GgufTensor& tensor : tensors_) {
       const auto fail_here = [&](const std::string& what) {
-        in.fail_at(info_offsets[i], "tensor " + detail::in_quotes(tensor.name) + ": " + what);
+        in.fail_at(info_offset(tensor), "tensor " + detail::in_quotes(tensor.name) + ": " + what);
       };
       const std::int64_t row = tensor.shape().back();
       const DTypeInfo& type = info(tensor.dtype);
@@ -541,10 +535,16 @@ class GgufFile {
       tensor.offset += data_offset_;
       tensor.data = file_.bytes().subspan(tensor.offset, *size);
     }
-    require_disjoint(in, info_offsets);
+    require_disjoint(in);
   }
 
-  void require_disjoint(const ByteCursor& in, const std::vector<std::uint64_t>& info_offsets) const {
+  /// [bytes] where the description of `tensor` begins: its name and the name's length.
+  std::uint64_t info_offset(const GgufTensor& tensor) const noexcept {
+    const auto name = reinterpret_cast<const std::byte*>(tensor.name.data()) - file_.bytes().data();
+    return static_cast<std::uint64_t>(name) - sizeof(std::uint64_t);
+  }
+
+  void require_disjoint(const ByteCursor& in) const {
     std::vector<std::uint32_t> order(tensors_.size());
     std::iota(order.begin(), order.end(), 0u);
     std::sort(order.begin(), order.end(),
@@ -553,7 +553,7 @@ class GgufFile {
       const GgufTensor& before = tensors_[order[i - 1]];
       const GgufTensor& after = tensors_[order[i]];
       if (before.offset + before.data.size() > after.offset) {
-        in.fail_at(info_offsets[order[i]],
+        in.fail_at(info_offset(after),
                    "tensors " + detail::in_quotes(before.name) + " and " + detail::in_quotes(after.name) + " overlap");
       }
     }

@@ -173,17 +173,53 @@ inline std::string describe(const nlohmann::json& value) {
 
 }  // namespace detail
 
-/// [bytes] of a document of this length that nvl is willing to build in memory.
-inline constexpr std::size_t json_memory_limit(std::size_t text_bytes) noexcept { return text_bytes + (std::size_t{64} << 20); }
+namespace detail {
+
+/// Where a string or another token of more than `limit` bytes begins in `text`, or npos. Need not be exact on invalid JSON.
+inline std::size_t find_long_token(std::string_view text, std::size_t limit) {
+  constexpr std::string_view separators = "[]{}:, \t\r\n";
+  std::size_t begin = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (i - begin > limit) { return begin; }
+    if (in_string) {
+      if (c == '\\') {
+        ++i;
+      } else if (c == '"') {
+        in_string = false;
+        begin = i + 1;
+      }
+    } else if (c == '"') {
+      in_string = true;
+      begin = i;
+    } else if (separators.find(c) != std::string_view::npos) {
+      begin = i + 1;
+    }
+  }
+  return std::string_view::npos;
+}
+
+}  // namespace detail
+
+/// [bytes] of memory that a document may need unless the caller says otherwise. With what the parser itself needs for the
+/// longest token, parsing stays below 64 MiB.
+inline constexpr std::size_t default_json_memory = std::size_t{40} << 20;
 
 /// Parses exactly one JSON value. `path` is only used in messages.
 /// \throws FileError with the offset for anything that RFC 8259 does not allow, invalid UTF-8, duplicate keys, nesting beyond
-///         `max_depth`, integers beyond 64 bits, floats beyond double, or a document that needs more than `max_bytes` of memory
-///         (0: json_memory_limit of its length)
+///         `max_depth`, integers beyond 64 bits, floats beyond double, a document that needs more than `max_bytes` of memory, and
+///         a single string or number of more than a tenth of that
 inline nlohmann::json parse_json(std::string_view text, const std::string& path, std::size_t max_depth = 64,
-                                 std::size_t max_bytes = 0) {
+                                 std::size_t max_bytes = default_json_memory) {
+  // The parser keeps a token several times while it reads it, so this has to be known before.
+  const std::size_t long_token = detail::find_long_token(text, max_bytes / 10);
+  if (long_token != std::string_view::npos) {
+    raise(FileError(path, long_token,
+                    "invalid JSON: a string or number of more than " + std::to_string(max_bytes / 10) + " bytes"));
+  }
   const char* furthest = text.data();
-  detail::JsonBuilder builder(max_depth, max_bytes != 0 ? max_bytes : json_memory_limit(text.size()));
+  detail::JsonBuilder builder(max_depth, max_bytes);
   const detail::CountingIterator first(text.data(), &furthest);
   const detail::CountingIterator last(text.data() + text.size(), &furthest);
   if (!nlohmann::json::sax_parse(first, last, &builder)) {
