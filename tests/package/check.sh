@@ -75,6 +75,9 @@ EOF
     if "$CMAKE" -S "$scratch/nonsense" -B "$scratch/nonsense/build" -DCMAKE_PREFIX_PATH="$scratch/prefix" 2> "$scratch/nonsense.log"; then
       fail "find_package accepted the component 'nonsense'"
     fi
+    # vcpkg's manifest is plain data, so it cannot read the version from the header.
+    version=$(sed -n 's/^#define NVL_VERSION_[A-Z]* //p' "$NVL_SOURCE/include/nvl/version.hpp" | paste -sd.)
+    grep -q "\"version\": \"$version\"" "$NVL_SOURCE/cmake/vcpkg/nvl/vcpkg.json" || fail "cmake/vcpkg/nvl/vcpkg.json is not version $version"
     grep -q "is not a component of nvl" "$scratch/nonsense.log" || fail "the refusal does not name the reason"
     ;;
   *) fail "no such way" ;;
