@@ -32,6 +32,7 @@ class NvlConan(ConanFile):
         if self.options.with_io:
             self.requires("pcre2/[>=10.42 <11]")
             self.requires("nlohmann_json/[>=3.11 <4]")
+            self.requires("utf8proc/[>=2.8 <3]")
 
     def package_id(self):
         self.info.settings.clear()  # headers are the same for every compiler
@@ -58,5 +59,5 @@ class NvlConan(ConanFile):
         if self.options.with_io:
             io = self.cpp_info.components["io"]
             io.set_property("cmake_target_name", "nvl::io")
-            io.requires = ["core", "pcre2::pcre2-8", "nlohmann_json::nlohmann_json"]
+            io.requires = ["core", "pcre2::pcre2-8", "nlohmann_json::nlohmann_json", "utf8proc::utf8proc"]
             io.bindirs = io.libdirs = []
