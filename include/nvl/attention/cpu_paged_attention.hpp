@@ -26,7 +26,7 @@ namespace nvl::inline NVL_ABI {
 /// HeadDim of a backend that takes any of `supported_head_dims`, chosen at run time.
 inline constexpr std::int32_t dynamic_head_dim = 0;
 
-/// A query's keys are taken in tiles of 16 that start at absolute positions, so its sums do not depend on how its prompt was
+/// A query's keys are taken in tiles of 64 that start at absolute positions, so its sums do not depend on how its prompt was
 /// cut into steps, on the other queries of the step or on which blocks hold the keys: results are equal bit for bit.
 template <class T, std::int32_t HeadDim = dynamic_head_dim, std::int32_t BlockSize = 16>
 class CpuPagedAttention {
@@ -97,8 +97,8 @@ class CpuPagedAttention {
   }
 
  private:
-  static constexpr std::int32_t tile = simd::lanes;  // [keys]
-  static constexpr std::int32_t max_rows = 32;       // queries x heads of one item; their sums stay in the first-level cache
+  static constexpr std::int32_t tile = 4 * simd::lanes;  // [keys] of one round of the online softmax
+  static constexpr std::int32_t max_rows = 32;           // queries x heads of one item; their sums stay in the first-level cache
   static constexpr std::int64_t inline_products = 1 << 14;  // fewer are not worth waking a thread
 
   struct Item {
@@ -115,14 +115,17 @@ class CpuPagedAttention {
   template <std::int32_t kHeadDim>
   struct Row {
     simd::f32x16 sum[kHeadDim / simd::lanes];
-    simd::f32x16 total;  // lane i: weights of the keys that were lane i of their tile
+    simd::f32x16 total;  // lane i: weights of the keys start + i, start + 16 + i, ... of each tile
     float max;
+    float scores[tile];  // of the tile at hand; then weights
+    std::int32_t begin;  // keys of the tile that this row sees
+    std::int32_t end;
   };
 
-  /// Keys and values of one tile. Keys that the item does not see point to one that it does.
+  /// Keys of one tile. Keys that the item does not see point to one that it does.
   struct Tile {
     const T* k[tile];
-    const T* v[tile];
+    std::int64_t k_to_v;  // [elements] from a key to its value
   };
 
   template <std::int32_t kHeadDim>
@@ -148,16 +151,19 @@ class CpuPagedAttention {
     const std::int32_t end = item.first_position + item.num_queries;
     for (std::int32_t start = begin / tile * tile; start < end; start += tile) {
       const Tile keys = tile_at(call, item, start, begin, end);
-      for (std::int32_t q = 0; q < item.num_queries; ++q) {
+      prefetch<kHeadDim>(call, item, start + tile, end);
+      // Each phase runs over all rows before the next begins: rows are independent, so their latencies overlap.
+      for (std::int32_t r = 0; r < num_rows; ++r) {
+        const std::int32_t q = r / item.num_heads;
         const std::int32_t position = item.first_position + q;
-        const std::int32_t lo = std::max(first_key(position) - start, 0);
-        const std::int32_t hi = std::min(position + 1 - start, tile);
-        if (lo >= hi) { continue; }
-        const T* const query = call.q + (item.first_row + q) * call.q_row_stride + std::int64_t{item.first_head} * kHeadDim;
-        for (std::int32_t h = 0; h < item.num_heads; ++h) {
-          add_tile<kHeadDim>(rows[q * item.num_heads + h], query + h * kHeadDim, keys, lo, hi, call.scale);
-        }
+        rows[r].begin = std::max(first_key(position) - start, 0);
+        rows[r].end = std::min(position + 1 - start, tile);
+        const T* const query = call.q + (item.first_row + q) * call.q_row_stride +
+                               std::int64_t{item.first_head + r % item.num_heads} * kHeadDim;
+        score_keys<kHeadDim>(rows[r], query, keys, call.scale);
       }
+      for (std::int32_t r = 0; r < num_rows; ++r) { weigh_keys(rows[r]); }
+      add_values<kHeadDim, value_rows<kHeadDim>>(rows, num_rows, keys);
     }
     for (std::int32_t r = 0; r < num_rows; ++r) {
       const std::int64_t row = item.first_row + r / item.num_heads;
@@ -167,53 +173,137 @@ class CpuPagedAttention {
     }
   }
 
-  /// Keys start .. start + 15; only those in [begin, end) are looked up.
+  const T* key_at(const AttentionCall<T>& call, const Item& item, std::int32_t position) const noexcept {
+    const BlockId* const blocks = metadata_.block_tables.data() + std::int64_t{item.seq} * metadata_.max_blocks_per_seq;
+    return call.kv + shape_.kv.k_offset(index_of(blocks[position / BlockSize]), item.kv_head, position % BlockSize);
+  }
+
+  /// Keys start .. start + tile - 1; only those in [begin, end) are looked up.
   Tile tile_at(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t begin, std::int32_t end) const noexcept {
     Tile keys;
-    const BlockId* const blocks = metadata_.block_tables.data() + std::int64_t{item.seq} * metadata_.max_blocks_per_seq;
-    for (std::int32_t i = 0; i < tile; ++i) {
-      const std::int32_t position = std::clamp(start + i, begin, end - 1);
-      const std::int64_t block = index_of(blocks[position / BlockSize]);
-      keys.k[i] = call.kv + shape_.kv.k_offset(block, item.kv_head, position % BlockSize);
-      keys.v[i] = call.kv + shape_.kv.v_offset(block, item.kv_head, position % BlockSize);
+    keys.k_to_v = shape_.kv.v_offset(0, 0, 0);
+    const std::int32_t first = std::max(start, begin);
+    const T* key = key_at(call, item, first);
+    for (std::int32_t i = 0; i < tile; ++i) { keys.k[i] = key; }
+    for (std::int32_t position = first + 1; position < std::min(start + tile, end); ++position) {
+      key = position % BlockSize == 0 ? key_at(call, item, position) : key + shape_.kv.head_dim;
+      keys.k[position - start] = key;
     }
     return keys;
   }
 
-  /// Adds keys [lo, hi) of a tile to one row.
+  /// Asks for the keys and values from `start` to the end of its tile.
   template <std::int32_t kHeadDim>
-  static void add_tile(Row<kHeadDim>& row, const T* query, const Tile& keys, std::int32_t lo, std::int32_t hi, float scale) noexcept {
-    constexpr int vectors = kHeadDim / simd::lanes;
-    simd::f32x16 dots[tile];
-#pragma GCC unroll 16
-    for (int key = 0; key < tile; ++key) {
-      dots[key] = simd::load(query) * simd::load(keys.k[key]);
-#pragma GCC unroll 16
-      for (int i = 1; i < vectors; ++i) {
-        dots[key] = simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[key] + i * simd::lanes), dots[key]);
+  void prefetch(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t end) const noexcept {
+    constexpr std::int32_t line = 64 / sizeof(T);  // [elements]
+    const T* key = nullptr;
+    for (std::int32_t position = start; position < std::min(start + tile, end); ++position) {
+      key = key == nullptr || position % BlockSize == 0 ? key_at(call, item, position) : key + kHeadDim;
+      const T* const value = key + shape_.kv.v_offset(0, 0, 0);
+      for (std::int32_t i = 0; i < kHeadDim; i += line) {
+        __builtin_prefetch(key + i, 0, 2);
+        __builtin_prefetch(value + i, 0, 2);
       }
     }
-    const simd::f32x16 hidden = simd::broadcast(-std::numeric_limits<float>::infinity());
-    const simd::f32x16 scores = simd::select_range(lo, hi, simd::sums(dots) * simd::broadcast(scale), hidden);
-    const float max = std::max(row.max, simd::horizontal_max(scores));
-    simd::f32x16 sum[vectors];
-    for (int i = 0; i < vectors; ++i) { sum[i] = row.sum[i]; }
+  }
+
+  /// row.scores = scale * q k^T, 16 keys at a time where the row sees any of them; -infinity for those that it does not see.
+  template <std::int32_t kHeadDim>
+  static void score_keys(Row<kHeadDim>& row, const T* query, const Tile& keys, float scale) noexcept {
+    constexpr int vectors = kHeadDim / simd::lanes;
+    for (std::int32_t first = row.begin / simd::lanes * simd::lanes; first < row.end; first += simd::lanes) {
+      simd::f32x16 dots[simd::lanes];
+#pragma GCC unroll 16
+      for (int key = 0; key < simd::lanes; ++key) {
+        dots[key] = simd::load(query) * simd::load(keys.k[first + key]);
+#pragma GCC unroll 16
+        for (int i = 1; i < vectors; ++i) {
+          dots[key] = simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[first + key] + i * simd::lanes), dots[key]);
+        }
+      }
+      const simd::f32x16 hidden = simd::broadcast(-std::numeric_limits<float>::infinity());
+      const int from = std::max(row.begin - first, 0);
+      const int to = std::min(row.end - first, simd::lanes);
+      simd::store(row.scores + first, simd::select_range(from, to, simd::sums(dots) * simd::broadcast(scale), hidden));
+    }
+  }
+
+  /// Scores to weights relative to the largest score so far; what was summed before is made relative to it too.
+  template <std::int32_t kHeadDim>
+  static void weigh_keys(Row<kHeadDim>& row) noexcept {
+    const std::int32_t first = row.begin / simd::lanes * simd::lanes;
+    if (row.begin >= row.end) { return; }
+    simd::f32x16 largest = simd::load(row.scores + first);
+    for (std::int32_t i = first + simd::lanes; i < row.end; i += simd::lanes) { largest = simd::max(largest, simd::load(row.scores + i)); }
+    const float max = std::max(row.max, simd::horizontal_max(largest));
     if (max != row.max) {
       const simd::f32x16 keep = simd::exp(simd::broadcast(row.max - max));
-      for (int i = 0; i < vectors; ++i) { sum[i] = sum[i] * keep; }
+      for (simd::f32x16& s : row.sum) { s = s * keep; }
       row.total = row.total * keep;
       row.max = max;
     }
-    const simd::f32x16 weights = simd::exp(scores - simd::broadcast(max));
-    row.total = row.total + weights;
-    float weight[tile];
-    simd::store(weight, weights);
-    for (std::int32_t key = lo; key < hi; ++key) {
-      const simd::f32x16 w = simd::broadcast(weight[key]);
-#pragma GCC unroll 16
-      for (int i = 0; i < vectors; ++i) { sum[i] = simd::fma(w, simd::load(keys.v[key] + i * simd::lanes), sum[i]); }
+    for (std::int32_t i = first; i < row.end; i += simd::lanes) {
+      const simd::f32x16 weights = simd::exp(simd::load(row.scores + i) - simd::broadcast(max));
+      row.total = row.total + weights;
+      simd::store(row.scores + i, weights);
     }
-    for (int i = 0; i < vectors; ++i) { row.sum[i] = sum[i]; }
+  }
+
+  /// Rows that share the loads of values: as many as leave their sums in registers.
+  template <std::int32_t kHeadDim>
+  static constexpr std::int32_t value_rows = simd::parts > 1 ? 1 : (kHeadDim <= 80 ? 4 : (kHeadDim <= 128 ? 2 : 1));
+
+  template <std::int32_t kHeadDim, std::int32_t kRows>
+  static void add_values(Row<kHeadDim>* rows, std::int32_t num_rows, const Tile& keys) noexcept {
+    std::int32_t r = 0;
+    for (; r + kRows <= num_rows; r += kRows) {
+      // Keys that all of them see are added together, those before and after row by row. Keys of which a row sees none must
+      // not be touched, not even with weight zero: they may be infinite.
+      std::int32_t begin = rows[r].begin, end = rows[r].end;
+      for (std::int32_t i = 1; i < kRows; ++i) {
+        begin = std::max(begin, rows[r + i].begin);
+        end = std::min(end, rows[r + i].end);
+      }
+      end = std::max(begin, end);
+      if constexpr (kRows > 1) {
+        for (std::int32_t i = 0; i < kRows; ++i) {
+          add_value_range<kHeadDim, 1>(rows + r + i, keys, rows[r + i].begin, std::min(begin, rows[r + i].end));
+        }
+      }
+      add_value_range<kHeadDim, kRows>(rows + r, keys, begin, end);
+      if constexpr (kRows > 1) {
+        for (std::int32_t i = 0; i < kRows; ++i) {
+          add_value_range<kHeadDim, 1>(rows + r + i, keys, std::max(end, rows[r + i].begin), rows[r + i].end);
+        }
+      }
+    }
+    if constexpr (kRows > 1) { add_values<kHeadDim, kRows / 2>(rows + r, num_rows - r, keys); }
+  }
+
+  /// row.sum += weight * value for keys [begin, end) of the tile, in ascending order.
+  template <std::int32_t kHeadDim, std::int32_t kRows>
+  static void add_value_range(Row<kHeadDim>* rows, const Tile& keys, std::int32_t begin, std::int32_t end) noexcept {
+    if (begin >= end) { return; }
+    constexpr int vectors = kHeadDim / simd::lanes;
+    simd::f32x16 sum[kRows][vectors];
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < vectors; ++i) { sum[r][i] = rows[r].sum[i]; }
+    }
+    for (std::int32_t key = begin; key < end; ++key) {
+      const T* const value = keys.k[key] + keys.k_to_v;
+      simd::f32x16 weight[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) { weight[r] = simd::broadcast(rows[r].scores[key]); }
+#pragma GCC unroll 16
+      for (int i = 0; i < vectors; ++i) {
+        const simd::f32x16 v = simd::load(value + i * simd::lanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) { sum[r][i] = simd::fma(weight[r], v, sum[r][i]); }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < vectors; ++i) { rows[r].sum[i] = sum[r][i]; }
+    }
   }
 
   AttentionShape shape_;
