@@ -84,6 +84,25 @@ void check_moves(Violations& broken, const BlockPoolShape& shape) {
   broken.expect(std::find(rest.begin(), rest.end(), held[0]) == rest.end(), "an id was handed out twice after a move");
 }
 
+template <SharingAllocator A>
+void check_sharing(Violations& broken, const BlockPoolShape& shape) {
+  broken.during("shared blocks");
+  A allocator(shape);
+  std::vector<BlockId> held(shape.num_blocks);
+  broken.expect(allocator.try_allocate(held), "try_allocate failed while blocks were free");
+  const auto owners_are = [&](std::uint32_t count) {
+    return std::all_of(held.begin(), held.end(), [&](BlockId id) { return allocator.num_owners(id) == count; });
+  };
+  broken.expect(owners_are(1), "a new block has not one owner");
+  allocator.share({});
+  allocator.share(held);
+  if (!broken.expect(owners_are(2), "share did not add one owner to each block")) { return; }
+  allocator.release(held);
+  broken.expect(owners_are(1) && allocator.num_free() == 0, "a block was freed while it had an owner");
+  allocator.release(held);
+  broken.expect(owners_are(0) && allocator.num_free() == shape.num_blocks, "a block was not freed by its last owner");
+}
+
 /// `num_operations` random ones on a model; prefix operations where the allocator has them.
 template <class A>
 void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint64_t seed, int num_operations) {
@@ -114,7 +133,7 @@ void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint
         }
     }
   }
-  model.release_all();
+  if (model.violations().empty()) { model.release_all(); }
   Violations found = model.violations();
   broken.during("");
   broken.append(found);
@@ -131,6 +150,7 @@ Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8,
   detail::check_exhaustion<A>(broken, shape);
   detail::check_all_or_nothing<A>(broken, shape);
   detail::check_moves<A>(broken, shape);
+  if constexpr (SharingAllocator<A>) { detail::check_sharing<A>(broken, shape); }
   if constexpr (PrefixCachingAllocator<A>) { broken.append(check_prefix_cache<A>(shape)); }
   for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) { detail::check_random_use<A>(broken, shape, seed * 8 + run, 500); }
   return broken;

@@ -1,0 +1,143 @@
+#pragma once
+/// Conformance suite of the concept ParallelStrategy.
+///
+///     MyStrategy strategy(...);
+///     const auto broken = nvl::testing::check_parallel_strategy(strategy);
+///     if (!broken.empty()) { std::puts(broken.text().c_str()); }
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/testing/violations.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI::testing {
+
+namespace detail {
+
+/// What one rank says of itself.
+template <class Context>
+struct RankFacts {
+  int calls = 0;
+  const Context* address = nullptr;
+  std::uint32_t rank = 0, world_size = 0;
+  Shard layers, heads;
+};
+
+/// Their shards of 0 layers and heads are not asked for.
+template <class P>
+auto ask_ranks(P& strategy, std::int32_t num_layers = 0, std::int32_t num_heads = 0) {
+  std::vector<RankFacts<typename P::Context>> facts(strategy.num_local_ranks());
+  strategy.for_each_rank([&](typename P::Context& context, std::uint32_t i) {
+    if (i >= facts.size()) { raise(Error("rank index " + std::to_string(i) + " is out of range")); }
+    auto& mine = facts[i];
+    ++mine.calls;
+    mine.address = &context;
+    mine.rank = index_of(context.rank());
+    mine.world_size = context.world_size();
+    if (num_layers > 0) { mine.layers = context.layers(num_layers); }
+    if (num_heads > 0) { mine.heads = context.slice(num_heads); }
+  });
+  return facts;
+}
+
+/// Together the ranks hold each head of each layer once.
+template <class Facts>
+void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layers, std::int32_t num_heads) {
+  const std::string of = std::to_string(num_layers) + " layers x " + std::to_string(num_heads) + " heads";
+  std::vector<int> held(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_heads), 0);
+  for (const auto& f : facts) {
+    const bool sane = 0 <= f.layers.begin && f.layers.begin <= f.layers.end && f.layers.end <= num_layers && 0 <= f.heads.begin &&
+                      f.heads.begin <= f.heads.end && f.heads.end <= num_heads;
+    if (!broken.expect(sane, "a shard of " + of + " is out of range")) { return; }
+    for (std::int32_t l = f.layers.begin; l < f.layers.end; ++l) {
+      for (std::int32_t h = f.heads.begin; h < f.heads.end; ++h) { ++held[static_cast<std::size_t>(l * num_heads + h)]; }
+    }
+  }
+  for (const int count : held) {
+    if (!broken.expect(count == 1, "of " + of + ", one is held by " + std::to_string(count) + " ranks")) { return; }
+  }
+}
+
+/// Sums over the ranks with the same layers, the same bits each time.
+template <class P, class Facts>
+void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::int64_t count) {
+  std::vector<std::vector<float>> first, second;
+  for (auto* const results : {&first, &second}) {
+    results->resize(facts.size());
+    strategy.for_each_rank([&](typename P::Context& context, std::uint32_t i) {
+      std::mt19937 random(index_of(context.rank()) + 1);
+      std::vector<float>& data = (*results)[i];
+      for (std::int64_t k = 0; k < count; ++k) { data.push_back(static_cast<float>(random() % 2001) - 1000.0f); }
+      context.all_reduce_sum(data.data(), count);
+    });
+  }
+  broken.expect(first == second, "all_reduce_sum of the same data gives other bits the second time");
+  for (std::size_t i = 0; i < facts.size(); ++i) {
+    std::vector<float> expected(static_cast<std::size_t>(count), 0.0f);  // whole numbers: exact in any order
+    for (const auto& other : facts) {
+      if (other.layers != facts[i].layers) { continue; }
+      std::mt19937 random(other.rank + 1);
+      for (float& sum : expected) { sum += static_cast<float>(random() % 2001) - 1000.0f; }
+    }
+    broken.expect(first[i] == expected, "all_reduce_sum of " + std::to_string(count) + " numbers is not the sum over the ranks of a layer");
+  }
+}
+
+}  // namespace detail
+
+/// Everything that the tables of ParallelStrategy and RankContext promise. Shards and sums are checked if all ranks are local.
+template <ParallelStrategy P>
+Violations check_parallel_strategy(P& strategy) {
+  Violations broken;
+  const auto facts = detail::ask_ranks(strategy);
+  if (!broken.expect(!facts.empty(), "there is no local rank")) { return broken; }
+  const std::uint32_t world = facts.front().world_size;
+  std::vector<bool> seen(world, false);
+  for (const auto& f : facts) {
+    broken.expect(f.calls == 1, "for_each_rank called the function " + std::to_string(f.calls) + " times for one rank");
+    broken.expect(f.world_size == world, "ranks disagree on world_size");
+    if (!broken.expect(f.rank < world, "a rank is not below world_size")) { return broken; }
+    broken.expect(!seen[f.rank], "two contexts have the same rank");
+    seen[f.rank] = true;
+  }
+  broken.expect(facts.size() <= world, "there are more local ranks than world_size");
+  const auto again = detail::ask_ranks(strategy);
+  for (std::size_t i = 0; i < facts.size(); ++i) {
+    broken.expect(again[i].address == facts[i].address && again[i].rank == facts[i].rank, "a context moved, or changed its rank");
+  }
+  if (facts.size() == world) {
+    const auto n = static_cast<std::int32_t>(world);
+    for (const std::int32_t factor : {1, 2, 12}) {
+      detail::check_shards(broken, detail::ask_ranks(strategy, factor * n, factor * n), factor * n, factor * n);
+    }
+    const auto shards = detail::ask_ranks(strategy, n, n);
+    for (const std::int64_t count : {0, 1, 7, 4096}) { detail::check_all_reduce(broken, strategy, shards, count); }
+  }
+#if defined(__cpp_exceptions)
+  std::atomic<std::uint32_t> returned{0};
+  std::string message;
+  contain(
+      [&] {
+        strategy.for_each_rank([&](typename P::Context&, std::uint32_t i) {
+          if (i + 1 == facts.size()) { raise(Error("on purpose")); }
+          ++returned;
+        });
+      },
+      [&](const char* what) { message = what; });
+  broken.expect(message == "on purpose", "the exception of a rank did not come out of for_each_rank");
+  broken.expect(returned == facts.size() - 1, "for_each_rank returned before every rank did");
+  broken.expect(detail::ask_ranks(strategy).size() == facts.size(), "the strategy is unusable after an exception");
+#endif
+  return broken;
+}
+
+}  // namespace nvl::inline NVL_ABI::testing

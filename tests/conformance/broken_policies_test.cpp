@@ -1,0 +1,290 @@
+/// The conformance suites on policies with one defect each: every defect has to be reported.
+#include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/parallel/single_device.hpp>
+#include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/testing/check_attention_backend.hpp>
+#include <nvl/testing/check_block_allocator.hpp>
+#include <nvl/testing/check_parallel_strategy.hpp>
+#include <nvl/testing/check_scheduler_policy.hpp>
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+using namespace nvl;
+
+namespace {
+
+// Allocators
+
+struct KeepsBlocksWhenItFails : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  bool try_allocate(std::span<BlockId> out) noexcept {
+    if (FreeListAllocator::try_allocate(out)) { return true; }
+    FreeListAllocator::try_allocate(out.first(num_free()));
+    return false;
+  }
+};
+
+struct LosesABlock : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  void release(std::span<const BlockId> ids) noexcept { FreeListAllocator::release(ids.size() > 2 ? ids.first(2) : ids); }
+};
+
+struct HandsOutABlockTwice : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  bool try_allocate(std::span<BlockId> out) noexcept {
+    const bool ok = FreeListAllocator::try_allocate(out);
+    if (ok && out.size() > 1) { out[1] = out[0]; }
+    return ok;
+  }
+};
+
+struct RefusesRequestsForNothing : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  bool try_allocate(std::span<BlockId> out) noexcept { return num_free() > 0 && FreeListAllocator::try_allocate(out); }
+};
+
+struct CountsWrong : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  std::uint32_t num_free() const noexcept { return std::max(FreeListAllocator::num_free(), 1u); }
+};
+
+struct ForgetsItsSize : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  std::uint32_t num_blocks() const noexcept { return FreeListAllocator::num_free(); }
+};
+
+struct IgnoresSalts : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId root(std::string_view) const noexcept { return PrefixCacheAllocator::root(""); }
+};
+
+struct IgnoresWhatIsBefore : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId publish(PrefixId, std::span<const TokenId> tokens, BlockId block) {
+    return PrefixCacheAllocator::publish(root(""), tokens, block);
+  }
+};
+
+struct NeverForgets : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  void forget(BlockId) noexcept {}
+};
+
+struct MatchesWithoutReference : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId match(PrefixId prefix, std::span<const TokenId> tokens, std::vector<BlockId>& blocks) {
+    const std::size_t before = blocks.size();
+    const PrefixId end = PrefixCacheAllocator::match(prefix, tokens, blocks);
+    release(std::span<const BlockId>(blocks).subspan(before));
+    return end;
+  }
+};
+
+struct LooksUpTooMuch : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  std::uint32_t lookup(PrefixId prefix, std::span<const TokenId> tokens) const noexcept {
+    return PrefixCacheAllocator::lookup(prefix, tokens) + 1;
+  }
+};
+
+struct MatchesAPartOfABlock : PrefixCacheAllocator {
+  explicit MatchesAPartOfABlock(const BlockPoolShape& shape) : PrefixCacheAllocator(shape), size_(shape.block_size) {}
+  std::uint32_t lookup(PrefixId prefix, std::span<const TokenId> tokens) const noexcept {
+    return PrefixCacheAllocator::lookup(prefix, padded(tokens));
+  }
+  PrefixId match(PrefixId prefix, std::span<const TokenId> tokens, std::vector<BlockId>& blocks) {
+    return PrefixCacheAllocator::match(prefix, padded(tokens), blocks);
+  }
+  std::vector<TokenId> padded(std::span<const TokenId> tokens) const {
+    std::vector<TokenId> all(tokens.begin(), tokens.end());
+    while (all.size() % size_ != 0) { all.push_back(1); }
+    return all;
+  }
+  std::size_t size_;
+};
+
+struct SharesOnce : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  void share(std::span<const BlockId> ids) noexcept { PrefixCacheAllocator::share(ids.size() > 1 ? ids.first(1) : ids); }
+};
+
+struct NeverFinds : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId match(PrefixId prefix, std::span<const TokenId>, std::vector<BlockId>&) { return prefix; }
+  std::uint32_t lookup(PrefixId, std::span<const TokenId>) const noexcept { return 0; }
+};
+
+// Schedulers
+
+struct ComputesTooManyTokens : PrefillFirstScheduler {
+  explicit ComputesTooManyTokens(SchedulerOptions options)
+      : PrefillFirstScheduler({.max_num_seqs = options.max_num_seqs,
+                               .max_num_batched_tokens = options.max_num_batched_tokens + 1,
+                               .block_size = options.block_size}) {}
+};
+
+struct RunsTooManySequences : PrefillFirstScheduler {
+  explicit RunsTooManySequences(SchedulerOptions options)
+      : PrefillFirstScheduler({.max_num_seqs = options.max_num_seqs + 1,
+                               .max_num_batched_tokens = options.max_num_batched_tokens,
+                               .block_size = options.block_size}) {}
+};
+
+/// Schedules, then does `Defect` to the answer.
+template <class Defect>
+struct Spoiled : PrefillFirstScheduler {
+  using PrefillFirstScheduler::PrefillFirstScheduler;
+  template <BlockAllocator A>
+  void schedule(A& allocator, ScheduledBatch& batch) {
+    PrefillFirstScheduler::schedule(allocator, batch);
+    if (!batch.empty()) { Defect{}(allocator, batch); }
+  }
+};
+
+struct SamplesTooEarly {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.seqs.back().needs_sample = true; }
+};
+struct CountsTokensWrong {
+  void operator()(auto&, ScheduledBatch& batch) const { ++batch.num_tokens; }
+};
+struct PlansTwice {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.seqs.push_back(batch.seqs.front()); }
+};
+struct LeaksABlock {
+  void operator()(auto& allocator, ScheduledBatch&) const {
+    BlockId lost{};
+    static_cast<void>(allocator.try_allocate(std::span(&lost, 1)));
+  }
+};
+struct HidesPreemptions {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.preempted.clear(); }
+};
+struct SwapsBlocks {
+  void operator()(auto&, ScheduledBatch& batch) const {
+    if (batch.seqs.size() > 1) { std::swap(batch.seqs[0].seq->block_table[0], batch.seqs[1].seq->block_table[0]); }
+  }
+};
+struct PlansNothing {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.clear(); }
+};
+struct SkipsAToken {
+  void operator()(auto&, ScheduledBatch& batch) const {
+    ScheduledSeq& entry = batch.seqs.front();
+    if (entry.num_tokens == 1) { return; }
+    ++entry.first_position;
+    --entry.num_tokens;
+    --batch.num_tokens;
+  }
+};
+struct LeavesTheStatus {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.seqs.front().seq->status = SeqStatus::waiting; }
+};
+
+struct ForgetsToRemove : PrefillFirstScheduler {
+  using PrefillFirstScheduler::PrefillFirstScheduler;
+  void remove(Sequence& seq) {
+    if (seq.num_output() > 0) { PrefillFirstScheduler::remove(seq); }
+  }
+};
+
+// Attention
+
+using GoodAttention = CpuPagedAttention<float, 16, 4>;
+
+template <class Defect>
+struct SpoiledAttention : GoodAttention {
+  using GoodAttention::GoodAttention;
+  void run(AttentionCall<float> call) {
+    Defect{}(call);
+    GoodAttention::run(call);
+  }
+};
+struct IgnoresTheWindow {
+  void operator()(AttentionCall<float>& call) const { call.window = 0; }
+};
+struct IgnoresTheScale {
+  void operator()(AttentionCall<float>& call) const { call.scale *= 1.01f; }
+};
+struct AssumesDenseRows {
+  void operator()(AttentionCall<float>& call) const { call.q_row_stride -= 32; }
+};
+struct ClaimsMoreHeadDims : GoodAttention {
+  using GoodAttention::GoodAttention;
+  static constexpr bool supports(std::int32_t head_dim) { return head_dim == 32; }
+};
+
+// Strategies
+
+struct CallsNobody : SingleDevice {
+  template <class F>
+  void for_each_rank(F&&) {}
+};
+struct SwallowsExceptions : SingleDevice {
+  template <class F>
+  void for_each_rank(F&& f) {
+    contain([&] { SingleDevice::for_each_rank(f); }, [](const char*) {});
+  }
+};
+struct HoldsHalf : SingleDevice {
+  struct Context : SingleDevice::Context {
+    static constexpr Shard slice(std::int32_t n) noexcept { return {0, n / 2}; }
+  };
+  template <class F>
+  void for_each_rank(F&& f) {
+    f(context, 0u);
+  }
+  Context context;
+};
+struct AddsItselfTwice : SingleDevice {
+  struct Context : SingleDevice::Context {
+    template <class T>
+    static void all_reduce_sum(T* data, std::int64_t count) {
+      for (std::int64_t i = 0; i < count; ++i) { data[i] *= 2; }
+    }
+  };
+  template <class F>
+  void for_each_rank(F&& f) {
+    f(context, 0u);
+  }
+  Context context;
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails, LosesABlock,
+                   HandsOutABlockTwice, RefusesRequestsForNothing, CountsWrong, ForgetsItsSize, IgnoresSalts, IgnoresWhatIsBefore,
+                   NeverForgets, MatchesWithoutReference, LooksUpTooMuch, MatchesAPartOfABlock, SharesOnce, NeverFinds) {
+  CHECK_FALSE(testing::check_block_allocator<TestType>().empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a scheduler that breaks a promise", "[conformance][host]", ComputesTooManyTokens,
+                   RunsTooManySequences, Spoiled<SamplesTooEarly>, Spoiled<CountsTokensWrong>, Spoiled<PlansTwice>,
+                   Spoiled<LeaksABlock>, Spoiled<HidesPreemptions>, Spoiled<SwapsBlocks>, Spoiled<PlansNothing>,
+                   Spoiled<SkipsAToken>, Spoiled<LeavesTheStatus>, ForgetsToRemove) {
+  CHECK_FALSE(testing::check_scheduler_policy<TestType, FreeListAllocator>().empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports an attention backend that breaks a promise", "[conformance][host]",
+                   SpoiledAttention<IgnoresTheWindow>, SpoiledAttention<IgnoresTheScale>, SpoiledAttention<AssumesDenseRows>) {
+  CHECK_FALSE(testing::check_attention_backend<TestType>().empty());
+}
+
+TEST_CASE("the suite reports an attention backend that does not take the head dimension it claims", "[conformance][host]") {
+  CHECK_THROWS(testing::check_attention_backend<ClaimsMoreHeadDims>());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a strategy that breaks a promise", "[conformance][host]", CallsNobody, SwallowsExceptions,
+                   HoldsHalf, AddsItselfTwice) {
+  TestType strategy;
+  CHECK_FALSE(testing::check_parallel_strategy(strategy).empty());
+}

@@ -1,0 +1,47 @@
+/// The conformance suites on every policy that nvl ships.
+#include "support/colliding_hash.hpp"
+
+#include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/core/dtype.hpp>
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/parallel/single_device.hpp>
+#include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/testing/check_attention_backend.hpp>
+#include <nvl/testing/check_block_allocator.hpp>
+#include <nvl/testing/check_parallel_strategy.hpp>
+#include <nvl/testing/check_scheduler_policy.hpp>
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <cstdint>
+
+using namespace nvl;
+
+TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[conformance][host]", FreeListAllocator, PrefixCacheAllocator,
+                   FourBitCache, OneBucketCache) {
+  for (const std::uint32_t num_blocks : {4u, 5u, 8u}) {
+    for (const std::uint32_t block_size : {1u, 2u, 3u, 16u}) {
+      const auto broken = testing::check_block_allocator<TestType>({.num_blocks = num_blocks, .block_size = block_size}, num_blocks);
+      INFO(num_blocks << " blocks of " << block_size);
+      CHECK(broken.text() == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("PrefillFirstScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
+                   PrefixCacheAllocator, FourBitCache) {
+  CHECK(testing::check_scheduler_policy<PrefillFirstScheduler, TestType>().text() == "");
+}
+
+TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "[conformance][host]", CpuPagedAttention<float>,
+                   CpuPagedAttention<bf16>, (CpuPagedAttention<float, 64>), (CpuPagedAttention<bf16, 128, 32>),
+                   (CpuPagedAttention<float, dynamic_head_dim, 4>), (CpuPagedAttention<float, 16, 1>)) {
+  CHECK(testing::check_attention_backend<TestType>().text() == "");
+}
+
+TEST_CASE("SingleDevice keeps the promises of ParallelStrategy", "[conformance][host]") {
+  SingleDevice strategy;
+  CHECK(testing::check_parallel_strategy(strategy).text() == "");
+}
