@@ -2,7 +2,8 @@
 """Compiles the C++ of the documents.
 
 Every ```cpp block of README.md and docs/**/*.md that holds `int main` is compiled as it stands. A block that says
-`// from <file>` in its first line is an excerpt: each of its other lines has to stand in that file, in this order.
+`// from <file>` in its first line is an excerpt: each of its other lines has to stand in that file, in this order. One that says
+`// all of <file>` has to be that file, which the build compiles, so it is not compiled again.
 """
 import argparse
 import pathlib
@@ -13,6 +14,7 @@ import tempfile
 
 BLOCK = re.compile(r"^```(?:cpp|c\+\+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 EXCERPT = re.compile(r"//\s*from\s+(\S+)")
+WHOLE = re.compile(r"//\s*all of\s+(\S+)")
 
 
 def compile_problem(code, root, compiler):
@@ -34,6 +36,16 @@ def excerpt_problem(code, file):
     return None
 
 
+def whole_problem(code, file):
+    if not file.is_file():
+        return f"there is no {file}"
+    block, source = code.split("\n", 1)[1].splitlines(), file.read_text(encoding="utf-8").splitlines()
+    for number, (wanted, found) in enumerate(zip(block + [""], source + [""]), 1):
+        if wanted != found:
+            return f"the block is not all of {file.name}: line {number} there is `{found}`, here it is `{wanted}`"
+    return None if len(block) == len(source) else f"the block is not all of {file.name}: other number of lines"
+
+
 def check(root, compiler):
     """Problems, and the number of blocks that were checked."""
     problems, checked = [], 0
@@ -41,7 +53,12 @@ def check(root, compiler):
         text = document.read_text(encoding="utf-8") if document.is_file() else ""
         for match in BLOCK.finditer(text):
             code, line = match[1], text[: match.start()].count("\n") + 2
-            excerpt = EXCERPT.match(code)
+            excerpt, whole = EXCERPT.match(code), WHOLE.match(code)
+            if whole:
+                problem, checked = whole_problem(code, root / whole[1]), checked + 1
+                if problem:
+                    problems.append(f"{document.relative_to(root)}:{line}: {problem}")
+                continue
             problem = None
             if excerpt:
                 problem, checked = excerpt_problem(code, root / excerpt[1]), checked + 1
@@ -62,6 +79,10 @@ def self_test(compiler):
         ("```cpp\n// from a.cpp\n  return 7;\n```\n", 1, 1),
         ("```cpp\n// from a.cpp\n}\nint twice(int);\n```\n", 1, 1),
         ("```cpp\n// from none.cpp\nint x;\n```\n", 1, 1),
+        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}```\n", 0, 1),
+        (f"```cpp\n// all of a.cpp\n{program}```\n", 1, 1),
+        ("```cpp\n// all of a.cpp\nint twice(int);\n```\n", 1, 1),
+        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}// more\n```\n", 1, 1),
     ]
     for text, problems, checked in cases:
         with tempfile.TemporaryDirectory() as folder:
