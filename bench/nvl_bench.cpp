@@ -68,9 +68,11 @@ struct CommonOptions {
     model.validate();
     at_least_one("--input-len", input_len);
     at_least_one("--output-len", output_len);
+    if (output_json) { require_writable(*output_json); }
   }
   static void at_least_one(const std::string& name, std::int64_t value) {
-    if (value < 1) { throw UsageError(name + " is " + std::to_string(value) + ": must be at least 1"); }
+    constexpr std::int64_t most = std::int64_t{1} << 24;
+    if (value < 1 || value > most) { throw UsageError(name + " is " + std::to_string(value) + ": must be 1 to " + std::to_string(most)); }
   }
 };
 
@@ -91,6 +93,10 @@ OpenedEngine open_engine(const CommonOptions& common, nvl::EngineOptions options
   OpenedEngine opened;
   opened.num_threads = options.device.num_threads > 0 ? options.device.num_threads : nvl::ThreadPool::default_num_threads();
   const auto make = [&](const nvl::ModelConfig& config, const auto& source) {
+    if (!common.capacity.max_model_len && options.max_model_len > config.max_position_embeddings) {
+      throw UsageError("input and output of a request are " + std::to_string(options.max_model_len) + " tokens: must be at most the model's " +
+                       std::to_string(config.max_position_embeddings));
+    }
     using Source = std::remove_cvref_t<decltype(source)>;
     opened.dtype = common.model.element_type().value_or(nvl::auto_dtype(config));
     opened.engine = nvl::with_engine_type(nvl::DefaultEngines{}, config, opened.dtype, [&]<class E>(std::type_identity<E>) {
@@ -293,7 +299,7 @@ int latency(const std::vector<std::string>& command, CommonOptions& common, std:
     spread[0].push_back("p" + std::to_string(p));
     spread[1].push_back(fixed(1e3 * elapsed.percentile(p), 2));
   }
-  std::string tables = std::to_string(batch_size) + " requests at once, " + std::to_string(common.input_len) + " tokens in, " +
+  std::string tables = "Requests at once: " + std::to_string(batch_size) + "; each " + std::to_string(common.input_len) + " tokens in, " +
                        std::to_string(common.output_len) + " out; " + std::to_string(num_iters) + " iterations after " +
                        std::to_string(num_warmup) + " to warm up. Prompts are new each time: no prefix cache hits.\n\n";
   tables += markdown_table(rows) + "\n" + markdown_table(spread);

@@ -12,7 +12,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -132,14 +131,14 @@ class Chat {
 
  private:
   static void report(const nvl::Completion& done) {
-    const bool dim = may_color(stderr);
-    std::fprintf(stderr, "%s[TTFT %.0f ms, %.1f tokens/s; %zu prompt tokens, %d of them cached; %zu output tokens%s]%s\n", dim ? "\033[2m" : "",
-                 1e3 * done.timings.ttft, done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0, done.prompt_ids.size(), done.num_cached_tokens,
-                 done.output_ids.size(),
-                 done.finish_reason == nvl::FinishReason::abort    ? ", stopped"
-                 : done.finish_reason == nvl::FinishReason::length ? ", cut off: --max-tokens or the context ended it"
-                                                                   : "",
-                 dim ? "\033[0m" : "");
+    char speed[128];
+    std::snprintf(speed, sizeof speed, "[TTFT %.0f ms, %.1f tokens/s", 1e3 * done.timings.ttft, done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
+    std::string text = speed;
+    text += "; " + std::to_string(done.prompt_ids.size()) + " prompt tokens, " + std::to_string(done.num_cached_tokens) + " of them cached; " +
+            std::to_string(done.output_ids.size()) + " output tokens";
+    if (done.finish_reason == nvl::FinishReason::abort) { text += ", stopped"; }
+    if (done.finish_reason == nvl::FinishReason::length) { text += ", cut off by --max-tokens or the end of the context"; }
+    print_note(text + "]");
   }
 
   nvl::LLM& llm_;

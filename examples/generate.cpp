@@ -8,9 +8,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -35,10 +40,11 @@ nlohmann::ordered_json to_json(const nvl::Completion& done) {
     json["stop_reason"] = done.stop_token;
   }
   if (!done.error.empty()) { json["error"] = done.error; }
-  json["timings"] = {{"queue_ms", 1e3 * done.timings.queue},
-                     {"ttft_ms", 1e3 * done.timings.ttft},
-                     {"tpot_ms", 1e3 * done.timings.tpot},
-                     {"e2e_ms", 1e3 * done.timings.e2e}};
+  const auto milliseconds = [](double seconds) { return std::round(1e6 * seconds) / 1e3; };
+  json["timings"] = {{"queue_ms", milliseconds(done.timings.queue)},
+                     {"ttft_ms", milliseconds(done.timings.ttft)},
+                     {"tpot_ms", milliseconds(done.timings.tpot)},
+                     {"e2e_ms", milliseconds(done.timings.e2e)}};
   json["num_cached_tokens"] = done.num_cached_tokens;
   json["seed"] = done.seed;
   if (!done.logprobs.empty()) {
@@ -133,8 +139,12 @@ int generate(int argc, char** argv) {
   Batch batch(llm.engine(), items.size());
   for (std::size_t i = 0; i < items.size(); ++i) {
     nvl::Request request{.prompt_ids = prompts.encode(llm.tokenizer(), items[i]), .sampling = params};
+    std::function<void(const nvl::TokenEvent&)> on_token;
+    if (streams) {
+      on_token = [](const nvl::TokenEvent& event) { print(event.text); };
+    }
     try {
-      batch.submit(i, std::move(request), streams ? [](const nvl::TokenEvent& event) { print(event.text); } : std::function<void(const nvl::TokenEvent&)>());
+      batch.submit(i, std::move(request), std::move(on_token));
     } catch (const nvl::InvalidArgument& error) {
       throw UsageError(PromptOptions::at(items[i], error.what()));
     }
@@ -147,7 +157,7 @@ int generate(int argc, char** argv) {
       print_json(done);
     } else if (streams) {
       if (!done.text.ends_with('\n')) { print("\n"); }
-      if (is_terminal(stderr)) { std::fprintf(stderr, "%s[%s]%s\n", may_color(stderr) ? "\033[2m" : "", speed_text(done).c_str(), may_color(stderr) ? "\033[0m" : ""); }
+      if (is_terminal(stderr)) { print_note("[" + speed_text(done) + "]"); }
     } else {
       print("[" + std::to_string(i + 1) + "]\n" + done.text + (done.text.ends_with('\n') ? "" : "\n"));
     }

@@ -147,6 +147,16 @@ inline std::string fixed(double value, int digits) {
   return text;
 }
 
+/// Before a long run. \throws std::runtime_error if write_json could not write `path`
+inline void require_writable(const std::filesystem::path& path) {
+  const std::filesystem::path draft = path.string() + ".tmp";
+  std::error_code ignored;
+  if (!std::ofstream(draft) || std::filesystem::is_directory(path, ignored)) {
+    throw std::runtime_error(path.string() + ": cannot be written");
+  }
+  std::filesystem::remove(draft, ignored);
+}
+
 /// \throws std::runtime_error if `path` cannot be written. The file is complete or as it was.
 inline void write_json(const std::filesystem::path& path, const Json& json) {
   const std::filesystem::path draft = path.string() + ".tmp";

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -115,12 +116,20 @@ struct OptionParser::Impl {
   std::vector<Entry> entries;
   std::vector<std::unique_ptr<OptionParser>> commands;
 
+  std::string command_names() const {
+    std::string names;
+    for (const auto& command : commands) { names += (names.empty() ? "" : " or ") + command->impl_->app->get_name(); }
+    return names;
+  }
+
   /// Unknown words are collected, not thrown, so that the message can suggest what was meant.
   void require_nothing_left() const {
     const std::vector<std::string> extras = app->remaining();
     if (extras.empty()) { return; }
     const std::string& word = extras.front();
-    if (!word.starts_with("-")) { throw UsageError("\"" + word + "\" is no option (see --help)"); }
+    if (!word.starts_with("-")) {
+      throw UsageError("\"" + word + "\" is no " + (commands.empty() ? "option" : "command: must be " + command_names()) + " (see --help)");
+    }
     const std::string name = word.substr(0, word.find('='));
     std::string nearest;
     std::size_t best = 4;
@@ -222,9 +231,7 @@ bool OptionParser::parse(int argc, const char* const* argv) {
   if (chosen != this) {
     chosen->impl_->apply();
   } else if (!impl_->commands.empty()) {
-    std::string names;
-    for (const auto& command : impl_->commands) { names += (names.empty() ? "" : " or ") + command->impl_->app->get_name(); }
-    throw UsageError("no command was given: must be " + names + " (see --help)");
+    throw UsageError("no command was given: must be " + impl_->command_names() + " (see --help)");
   }
   return true;
 }

@@ -24,6 +24,12 @@ inline bool may_color(std::FILE* file) {
   return is_terminal(file) && (no_color == nullptr || *no_color == '\0');
 }
 
+/// A line on standard error beside the program's real output: dim where that is possible.
+inline void print_note(const std::string& text) {
+  const bool dim = may_color(stderr);
+  std::fprintf(stderr, "%s%s%s\n", dim ? "\033[2m" : "", text.c_str(), dim ? "\033[0m" : "");
+}
+
 class Progress {
  public:
   explicit Progress(std::string label) : label_(std::move(label)), on_(is_terminal(stderr)) {}
