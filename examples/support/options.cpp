@@ -131,6 +131,7 @@ struct OptionParser::Impl {
       throw UsageError("\"" + word + "\" is no " + (commands.empty() ? "option" : "command: must be " + command_names()) + " (see --help)");
     }
     const std::string name = word.substr(0, word.find('='));
+    if (!commands.empty()) { throw UsageError("unknown option " + name + ": options stand behind the command, " + command_names() + " (see --help)"); }
     std::string nearest;
     std::size_t best = 4;
     for (const Entry& entry : entries) {
