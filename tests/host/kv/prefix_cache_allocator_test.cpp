@@ -5,6 +5,7 @@
 
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <cstdint>
 #include <map>
@@ -167,6 +168,24 @@ TEST_CASE("a block that is published with other content is found by the new one 
   CHECK(publish(allocator, {6}, a) != first);
   CHECK(match(allocator, {5}).empty());
   CHECK(match(allocator, {6}) == a);
+}
+
+TEST_CASE("a block that is published with other content leaves its twins alone", "[kv][host]") {
+  PrefixCacheAllocator allocator({.num_blocks = 2, .block_size = 1});
+  const Table a = allocate(allocator, 1), b = allocate(allocator, 1);
+  publish(allocator, {5}, a);
+  publish(allocator, {5}, b);
+  const bool first = GENERATE(true, false);
+  publish(allocator, {6}, first ? a : b);
+  CHECK(match(allocator, {5}) == (first ? b : a));
+  CHECK(match(allocator, {6}) == (first ? a : b));
+  for (int i = 0; i < 2; ++i) {
+    allocator.release(a);
+    allocator.release(b);
+  }
+  CHECK(allocator.num_idle() == 2);
+  CHECK(match(allocator, {5}) == (first ? b : a));
+  CHECK(match(allocator, {6}) == (first ? a : b));
 }
 
 TEST_CASE("what was computed from a forgotten block is not found either", "[kv][host]") {
