@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Compiles the C++ of the documents.
+"""Checks what the documents take from the code.
 
 Every ```cpp block of README.md and docs/**/*.md that holds `int main` is compiled as it stands. A block that says
 `// from <file>` in its first line is an excerpt: each of its other lines has to stand in that file, in this order. One that says
 `// all of <file>` has to be that file, which the build compiles, so it is not compiled again.
+
+A table under a line `<!-- table of <header> -->` has to be one of the tables in that header's comments.
 """
 import argparse
 import pathlib
@@ -14,6 +16,7 @@ import tempfile
 
 BLOCK = re.compile(r"^```(?:cpp|c\+\+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 EXCERPT = re.compile(r"//\s*from\s+(\S+)")
+TABLE = re.compile(r"^<!-- table of (\S+) -->\n((?:\|.*\n)+)", re.MULTILINE)
 WHOLE = re.compile(r"//\s*all of\s+(\S+)")
 
 
@@ -46,6 +49,43 @@ def whole_problem(code, file):
     return None if len(block) == len(source) else f"the block is not all of {file.name}: other number of lines"
 
 
+def table_rows(lines):
+    """Rows of cells; a row without a first cell goes on with the one before it. The row of dashes is left out."""
+    rows = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if all(set(cell) <= set("-:") for cell in cells) and "-" in line:
+            continue
+        if rows and not cells[0]:
+            rows[-1] = [f"{a} {b}".strip() for a, b in zip(rows[-1], cells)]
+        else:
+            rows.append(cells)
+    return rows
+
+
+def header_tables(text):
+    """The tables in the comments of a header, told apart by what stands between them."""
+    tables, lines = [], []
+    for line in text.splitlines() + [""]:
+        if line.lstrip().startswith("/// |"):
+            lines.append(line.lstrip()[4:])
+        elif lines:
+            tables.append(table_rows(lines))
+            lines = []
+    return tables
+
+
+def table_problem(rows, file):
+    if not file.is_file():
+        return f"there is no {file}"
+    tables = header_tables(file.read_text(encoding="utf-8"))
+    if rows in tables:
+        return None
+    known = [row for table in tables for row in table]
+    other = next((row for row in rows if row not in known), rows[0])
+    return f"no table of {file.name} is this one; see the row | {' | '.join(other)} |"
+
+
 def check(root, compiler):
     """Problems, and the number of blocks that were checked."""
     problems, checked = [], 0
@@ -66,11 +106,16 @@ def check(root, compiler):
                 problem, checked = compile_problem(code, root, compiler), checked + 1
             if problem:
                 problems.append(f"{document.relative_to(root)}:{line}: {problem}")
+        for match in TABLE.finditer(text):
+            line, checked = text[: match.start()].count("\n") + 1, checked + 1
+            if problem := table_problem(table_rows(match[2].splitlines()), root / match[1]):
+                problems.append(f"{document.relative_to(root)}:{line}: {problem}")
     return problems, checked
 
 
 def self_test(compiler):
     program = "#include <vector>\nint main() {\n  return std::vector<int>().size() == 0 ? 0 : 1;\n}\n"
+    comment = "/// | a | b     |\n/// |---|---------|\n/// | 1 | two     |\n/// |   | words   |\n"
     cases = [  # text of the README, number of problems, number of blocks checked
         (f"# A\n```cpp\n{program}```\n", 0, 1),
         (f"```cpp\n{program.replace('vector>', 'nothing>')}```\n", 1, 1),
@@ -79,16 +124,18 @@ def self_test(compiler):
         ("```cpp\n// from a.cpp\n  return 7;\n```\n", 1, 1),
         ("```cpp\n// from a.cpp\n}\nint twice(int);\n```\n", 1, 1),
         ("```cpp\n// from none.cpp\nint x;\n```\n", 1, 1),
-        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}```\n", 0, 1),
+        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}{comment}```\n", 0, 1),
         (f"```cpp\n// all of a.cpp\n{program}```\n", 1, 1),
         ("```cpp\n// all of a.cpp\nint twice(int);\n```\n", 1, 1),
-        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}// more\n```\n", 1, 1),
+        (f"```cpp\n// all of a.cpp\nint twice(int);\n{program}{comment}// more\n```\n", 1, 1),
     ]
+    table = "<!-- table of a.cpp -->\n| a | b |\n|---|---|\n| 1 | two words |\n"
+    cases += [(table, 0, 1), (table + "| 2 | three |\n", 1, 1), (table.replace("two", "too"), 1, 1), (table.replace("a.cpp", "b.cpp"), 1, 1)]
     for text, problems, checked in cases:
         with tempfile.TemporaryDirectory() as folder:
             root = pathlib.Path(folder)
             (root / "README.md").write_text(text)
-            (root / "a.cpp").write_text("int twice(int);\n" + program)
+            (root / "a.cpp").write_text("int twice(int);\n" + program + comment)
             found = check(root, compiler)
             if (len(found[0]), found[1]) != (problems, checked):
                 sys.exit(f"self test: {found} for\n{text}")
