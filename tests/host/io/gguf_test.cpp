@@ -9,8 +9,8 @@
 #include <catch2/generators/catch_generators_range.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -421,13 +421,13 @@ TEST_CASE("a vocabulary of 150000 tokens and 2000 tensors parse in less than 300
     builder.add_tensor("blk." + std::to_string(i) + ".attn_q.weight", {32}, 0, std::string(128, 'w'));
   }
   const std::string bytes = builder.build();
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // processor time: the machine may be busy with other tests
   const GgufFile file = parse(bytes);
   const auto merged = file.find_string_array("tokenizer.ggml.merges");
-  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  const double took_ms = 1e3 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   CHECK(merged->size() == 150'000);
   CHECK(file.tensors().size() == 2000);
-  CHECK(took.count() < 300);
+  CHECK(took_ms < 300);
 }
 
 TEST_CASE("the real SmolLM2 file has the facts that its publisher lists", "[io][host]") {
