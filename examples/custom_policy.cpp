@@ -81,7 +81,8 @@ int main() {
       request.sampling.temperature = 0;
       request.sampling.max_tokens = 4;
       engine.submit(std::move(request), {.on_token = {}, .on_finish = [](const nvl::Completion& done) {
-                                           std::printf("prompt of %3zu tokens: %zu more\n", done.prompt_ids.size(), done.output_ids.size());
+                                           std::printf("prompt of %3zu tokens: %zu more\n", done.prompt_ids.size(),
+                                                       done.output_ids.size());
                                          }});
     }
     while (engine.has_work()) { engine.step(); }

@@ -261,9 +261,10 @@ struct AddsItselfTwice : SingleDevice {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails, LosesABlock,
-                   HandsOutABlockTwice, RefusesRequestsForNothing, CountsWrong, ForgetsItsSize, IgnoresSalts, IgnoresWhatIsBefore,
-                   NeverForgets, MatchesWithoutReference, LooksUpTooMuch, MatchesAPartOfABlock, SharesOnce, NeverFinds) {
+TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails,
+                   LosesABlock, HandsOutABlockTwice, RefusesRequestsForNothing, CountsWrong, ForgetsItsSize, IgnoresSalts,
+                   IgnoresWhatIsBefore, NeverForgets, MatchesWithoutReference, LooksUpTooMuch, MatchesAPartOfABlock, SharesOnce,
+                   NeverFinds) {
   CHECK_FALSE(testing::check_block_allocator<TestType>().empty());
 }
 

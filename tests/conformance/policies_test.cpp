@@ -19,11 +19,12 @@
 
 using namespace nvl;
 
-TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[conformance][host]", FreeListAllocator, PrefixCacheAllocator,
-                   FourBitCache, OneBucketCache) {
+TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[conformance][host]", FreeListAllocator,
+                   PrefixCacheAllocator, FourBitCache, OneBucketCache) {
   for (const std::uint32_t num_blocks : {4u, 5u, 8u}) {
     for (const std::uint32_t block_size : {1u, 2u, 3u, 16u}) {
-      const auto broken = testing::check_block_allocator<TestType>({.num_blocks = num_blocks, .block_size = block_size}, num_blocks);
+      const auto broken =
+          testing::check_block_allocator<TestType>({.num_blocks = num_blocks, .block_size = block_size}, num_blocks);
       INFO(num_blocks << " blocks of " << block_size);
       CHECK(broken.text() == "");
     }

@@ -24,7 +24,9 @@ struct AttentionMetadata {
 };
 
 inline AttentionMetadata metadata_of(const StepInput& in) noexcept {
-  return {.cu_query_lens = in.cu_query_lens, .seq_lens = in.seq_lens, .block_tables = in.block_tables,
+  return {.cu_query_lens = in.cu_query_lens,
+          .seq_lens = in.seq_lens,
+          .block_tables = in.block_tables,
           .max_blocks_per_seq = in.max_blocks_per_seq};
 }
 
@@ -37,24 +39,31 @@ struct AttentionShape {
 /// One layer's call: out = softmax(scale * q k^T + mask) v, causal, over the paged K and V that hold the new tokens already.
 template <class T>
 struct AttentionCall {
-  T* out = nullptr;                 // [num_tokens, num_q_heads, head_dim], rows contiguous
-  const T* q = nullptr;             // [num_tokens, num_q_heads, head_dim] at the head of rows of `q_row_stride`
-  std::int64_t q_row_stride = 0;    // [elements] from token to token
-  const T* kv = nullptr;            // one layer, KvLayout
+  T* out = nullptr;               // [num_tokens, num_q_heads, head_dim], rows contiguous
+  const T* q = nullptr;           // [num_tokens, num_q_heads, head_dim] at the head of rows of `q_row_stride`
+  std::int64_t q_row_stride = 0;  // [elements] from token to token
+  const T* kv = nullptr;          // one layer, KvLayout
   float scale = 1.0f;
-  std::int32_t window = 0;          // [tokens] visible to a query, itself included; 0 = all
+  std::int32_t window = 0;  // [tokens] visible to a query, itself included; 0 = all
 };
 
 namespace detail::attention_backend {
 
 template <class B>
-concept has_types = requires { typename B::Element; typename B::Ops; };
+concept has_types = requires {
+  typename B::Element;
+  typename B::Ops;
+};
 template <class B>
 concept has_constructor = std::constructible_from<B, const AttentionShape&, typename B::Ops&>;
 template <class B>
-concept has_block_size = requires { { B::block_size } -> std::convertible_to<std::int32_t>; };
+concept has_block_size = requires {
+  { B::block_size } -> std::convertible_to<std::int32_t>;
+};
 template <class B>
-concept has_supports = requires(std::int32_t head_dim) { { B::supports(head_dim) } -> std::same_as<bool>; };
+concept has_supports = requires(std::int32_t head_dim) {
+  { B::supports(head_dim) } -> std::same_as<bool>;
+};
 template <class B>
 concept has_plan = requires(B b, const AttentionMetadata& metadata) { b.plan(metadata); };
 template <class B>
@@ -72,10 +81,9 @@ concept has_run = requires(B b, const AttentionCall<typename B::Element>& call) 
 /// | `b.plan(metadata)`    | once a step, before any `run`; `metadata` stays valid until the last `run` of the step|
 /// | `b.run(call)`         | one layer                                                                             |
 template <class B>
-concept AttentionBackend =
-    detail::attention_backend::has_types<B> && detail::attention_backend::has_constructor<B> &&
-    detail::attention_backend::has_block_size<B> && detail::attention_backend::has_supports<B> &&
-    detail::attention_backend::has_plan<B> && detail::attention_backend::has_run<B>;
+concept AttentionBackend = detail::attention_backend::has_types<B> && detail::attention_backend::has_constructor<B> &&
+                           detail::attention_backend::has_block_size<B> && detail::attention_backend::has_supports<B> &&
+                           detail::attention_backend::has_plan<B> && detail::attention_backend::has_run<B>;
 
 /// The least AttentionBackend. Declared, not defined.
 struct AttentionBackendArchetype {

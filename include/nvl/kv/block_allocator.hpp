@@ -22,13 +22,21 @@ struct BlockPoolShape {
 namespace detail::block_allocator {
 
 template <class A>
-concept has_try_allocate = requires(A a, std::span<BlockId> out) { { a.try_allocate(out) } noexcept -> std::same_as<bool>; };
+concept has_try_allocate = requires(A a, std::span<BlockId> out) {
+  { a.try_allocate(out) } noexcept -> std::same_as<bool>;
+};
 template <class A>
-concept has_release = requires(A a, std::span<const BlockId> ids) { { a.release(ids) } noexcept; };
+concept has_release = requires(A a, std::span<const BlockId> ids) {
+  { a.release(ids) } noexcept;
+};
 template <class A>
-concept has_num_free = requires(const A& a) { { a.num_free() } noexcept -> std::same_as<std::uint32_t>; };
+concept has_num_free = requires(const A& a) {
+  { a.num_free() } noexcept -> std::same_as<std::uint32_t>;
+};
 template <class A>
-concept has_num_blocks = requires(const A& a) { { a.num_blocks() } noexcept -> std::same_as<std::uint32_t>; };
+concept has_num_blocks = requires(const A& a) {
+  { a.num_blocks() } noexcept -> std::same_as<std::uint32_t>;
+};
 
 }  // namespace detail::block_allocator
 
@@ -42,10 +50,9 @@ concept has_num_blocks = requires(const A& a) { { a.num_blocks() } noexcept -> s
 /// | `ca.num_free()`       | std::uint32_t | never  | [blocks] the largest `out` that would succeed now             |
 /// | `ca.num_blocks()`     | std::uint32_t | never  | [blocks] fixed at construction                                |
 template <class A>
-concept BlockAllocator =
-    std::movable<A> && std::constructible_from<A, const BlockPoolShape&> && detail::block_allocator::has_try_allocate<A> &&
-    detail::block_allocator::has_release<A> && detail::block_allocator::has_num_free<A> &&
-    detail::block_allocator::has_num_blocks<A>;
+concept BlockAllocator = std::movable<A> && std::constructible_from<A, const BlockPoolShape&> &&
+                         detail::block_allocator::has_try_allocate<A> && detail::block_allocator::has_release<A> &&
+                         detail::block_allocator::has_num_free<A> && detail::block_allocator::has_num_blocks<A>;
 
 /// Refinement: a block may have several owners.
 ///
@@ -78,6 +85,8 @@ struct PrefixId {
 /// | `a.publish(parent, tokens, block)`| PrefixId   | `block`, owned by the caller, holds `tokens` (block_size of them) after     |
 /// |                                   |            | `parent`; may be found from now on, even after its release until evicted    |
 /// | `a.forget(block)`                 | void       | `block` is never found again (its content is damaged)                       |
+///
+/// Of the ids of one `release`, later ones are evicted before earlier ones: a block table is released as it is.
 template <class A>
 concept PrefixCachingAllocator =
     SharingAllocator<A> && requires(A a, const A& ca, std::string_view salt, PrefixId prefix, std::span<const TokenId> tokens,
@@ -103,16 +112,19 @@ template <class A>
 consteval bool require_block_allocator() {
   namespace has = detail::block_allocator;
   static_assert(std::movable<A>, "nvl: a BlockAllocator must be movable");
-  static_assert(std::constructible_from<A, const BlockPoolShape&>, "nvl: a BlockAllocator needs a constructor from `const BlockPoolShape&`");
+  static_assert(std::constructible_from<A, const BlockPoolShape&>,
+                "nvl: a BlockAllocator needs a constructor from `const BlockPoolShape&`");
   static_assert(has::has_try_allocate<A>, "nvl: a BlockAllocator needs `bool try_allocate(std::span<BlockId>) noexcept`");
   static_assert(has::has_release<A>, "nvl: a BlockAllocator needs `void release(std::span<const BlockId>) noexcept`");
   static_assert(has::has_num_free<A>, "nvl: a BlockAllocator needs `std::uint32_t num_free() const noexcept`");
   static_assert(has::has_num_blocks<A>, "nvl: a BlockAllocator needs `std::uint32_t num_blocks() const noexcept`");
   // A refinement with a spelling mistake would otherwise be left unused without a word.
-  static_assert(!requires { &A::share; } || SharingAllocator<A>,
-                "nvl: the allocator has `share` but is no SharingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
-  static_assert(!requires { &A::match; } || PrefixCachingAllocator<A>,
-                "nvl: the allocator has `match` but is no PrefixCachingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
+  static_assert(
+      !requires { &A::share; } || SharingAllocator<A>,
+      "nvl: the allocator has `share` but is no SharingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
+  static_assert(
+      !requires { &A::match; } || PrefixCachingAllocator<A>,
+      "nvl: the allocator has `match` but is no PrefixCachingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
   return true;
 }
 static_assert(require_block_allocator<BlockAllocatorArchetype>());

@@ -5,11 +5,14 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
 
-// Inlined, so that a program links nothing for it.
-#ifndef XXH_INLINE_ALL
-#define XXH_INLINE_ALL
-#endif
+// Inlined, so that a program links nothing for it; other includes of xxhash.h stay as they are.
+#if defined(XXH_INLINE_ALL)
 #include <xxhash.h>
+#else
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+#undef XXH_INLINE_ALL
+#endif
 
 #include <array>
 #include <concepts>

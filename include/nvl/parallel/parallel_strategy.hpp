@@ -40,7 +40,9 @@ namespace detail::parallel_strategy {
 template <class P>
 concept has_context = RankContext<typename P::Context>;
 template <class P>
-concept has_num_local_ranks = requires(const P& p) { { p.num_local_ranks() } noexcept -> std::same_as<std::uint32_t>; };
+concept has_num_local_ranks = requires(const P& p) {
+  { p.num_local_ranks() } noexcept -> std::same_as<std::uint32_t>;
+};
 template <class P>
 concept has_for_each_rank = requires(P p, void (*f)(typename P::Context&, std::uint32_t)) { p.for_each_rank(f); };
 
@@ -78,9 +80,11 @@ template <class P>
 consteval bool require_parallel_strategy() {
   namespace has = detail::parallel_strategy;
   static_assert(std::movable<P>, "nvl: a ParallelStrategy must be movable");
-  static_assert(has::has_context<P>, "nvl: a ParallelStrategy needs the type `Context`, a RankContext (nvl/parallel/parallel_strategy.hpp)");
+  static_assert(has::has_context<P>,
+                "nvl: a ParallelStrategy needs the type `Context`, a RankContext (nvl/parallel/parallel_strategy.hpp)");
   static_assert(has::has_num_local_ranks<P>, "nvl: a ParallelStrategy needs `std::uint32_t num_local_ranks() const noexcept`");
-  static_assert(has::has_for_each_rank<P>, "nvl: a ParallelStrategy needs `void for_each_rank(f)` with f(Context&, std::uint32_t)");
+  static_assert(has::has_for_each_rank<P>,
+                "nvl: a ParallelStrategy needs `void for_each_rank(f)` with f(Context&, std::uint32_t)");
   return true;
 }
 static_assert(require_parallel_strategy<ParallelStrategyArchetype>());

@@ -26,9 +26,13 @@ concept has_schedule = requires(S s, A& allocator, ScheduledBatch& batch) { s.sc
 template <class S>
 concept has_remove = requires(S s, Sequence& seq) { s.remove(seq); };
 template <class S>
-concept has_num_waiting = requires(const S& s) { { s.num_waiting() } noexcept -> std::same_as<std::uint32_t>; };
+concept has_num_waiting = requires(const S& s) {
+  { s.num_waiting() } noexcept -> std::same_as<std::uint32_t>;
+};
 template <class S>
-concept has_num_running = requires(const S& s) { { s.num_running() } noexcept -> std::same_as<std::uint32_t>; };
+concept has_num_running = requires(const S& s) {
+  { s.num_running() } noexcept -> std::same_as<std::uint32_t>;
+};
 
 }  // namespace detail::scheduler_policy
 
@@ -43,12 +47,15 @@ concept has_num_running = requires(const S& s) { { s.num_running() } noexcept ->
 /// |                           |               | what it had; empty only if no sequence has tokens to compute                              |
 /// | `s.remove(seq)`           | void          | forgets `seq`, in whatever state; its blocks are the caller's to release                  |
 /// | `cs.num_waiting()`        | std::uint32_t | [sequences] without blocks                                                                |
-/// | `cs.num_running()`        | std::uint32_t | [sequences] admitted                                                                      |
+/// | `cs.num_running()`        | std::uint32_t | [sequences] with blocks                                                                   |
+///
+/// The functions of sched/admission.hpp admit, grow and preempt, and keep the fields of Sequence right. A sequence that was
+/// preempted is not in the batch of the same step. Once no more are added, every sequence ends.
 template <class S, class A = BlockAllocatorArchetype>
-concept SchedulerPolicy =
-    std::movable<S> && std::constructible_from<S, const SchedulerOptions&> && BlockAllocator<A> &&
-    detail::scheduler_policy::has_add<S> && detail::scheduler_policy::has_schedule<S, A> && detail::scheduler_policy::has_remove<S> &&
-    detail::scheduler_policy::has_num_waiting<S> && detail::scheduler_policy::has_num_running<S>;
+concept SchedulerPolicy = std::movable<S> && std::constructible_from<S, const SchedulerOptions&> && BlockAllocator<A> &&
+                          detail::scheduler_policy::has_add<S> && detail::scheduler_policy::has_schedule<S, A> &&
+                          detail::scheduler_policy::has_remove<S> && detail::scheduler_policy::has_num_waiting<S> &&
+                          detail::scheduler_policy::has_num_running<S>;
 
 /// The least SchedulerPolicy. Declared, not defined.
 struct SchedulerPolicyArchetype {
@@ -67,9 +74,11 @@ template <class S, class A = BlockAllocatorArchetype>
 consteval bool require_scheduler_policy() {
   namespace has = detail::scheduler_policy;
   static_assert(std::movable<S>, "nvl: a SchedulerPolicy must be movable");
-  static_assert(std::constructible_from<S, const SchedulerOptions&>, "nvl: a SchedulerPolicy needs a constructor from `const SchedulerOptions&`");
+  static_assert(std::constructible_from<S, const SchedulerOptions&>,
+                "nvl: a SchedulerPolicy needs a constructor from `const SchedulerOptions&`");
   static_assert(has::has_add<S>, "nvl: a SchedulerPolicy needs `void add(Sequence&)`");
-  static_assert(has::has_schedule<S, A>, "nvl: a SchedulerPolicy needs `void schedule(Allocator&, ScheduledBatch&)` for this allocator");
+  static_assert(has::has_schedule<S, A>,
+                "nvl: a SchedulerPolicy needs `void schedule(Allocator&, ScheduledBatch&)` for this allocator");
   static_assert(has::has_remove<S>, "nvl: a SchedulerPolicy needs `void remove(Sequence&)`");
   static_assert(has::has_num_waiting<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_waiting() const noexcept`");
   static_assert(has::has_num_running<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_running() const noexcept`");

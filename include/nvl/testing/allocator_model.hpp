@@ -26,7 +26,10 @@ class AllocatorModel {
  public:
   explicit AllocatorModel(const BlockPoolShape& shape) : AllocatorModel(shape, A(shape)) {}
   AllocatorModel(const BlockPoolShape& shape, A allocator)
-      : shape_(shape), allocator_(std::move(allocator)), num_owners_(shape.num_blocks, 0), content_(shape.num_blocks) {
+      : shape_(shape),
+        allocator_(std::move(allocator)),
+        num_owners_(shape.num_blocks, 0),
+        content_(shape.num_blocks) {
     check("after construction");
   }
 
@@ -102,10 +105,12 @@ class AllocatorModel {
       holder.epochs.push_back(epoch_of(history(holder, i + 1)));
     }
     holder.num_published = matched;
-    violations_.expect(allocator_.num_free() + woken == free_before, "num_free after match is not what it was less the blocks taken");
+    violations_.expect(allocator_.num_free() + woken == free_before,
+                       "num_free after match is not what it was less the blocks taken");
     check("after match");
 
-    const auto need = static_cast<std::uint32_t>(blocks_for(static_cast<std::int32_t>(holder.tokens.size()), static_cast<std::int32_t>(size)));
+    const auto need =
+        static_cast<std::uint32_t>(blocks_for(static_cast<std::int32_t>(holder.tokens.size()), static_cast<std::int32_t>(size)));
     const bool ok = take_new(holder, need - static_cast<std::uint32_t>(matched));
     if (!ok) {
       for (const BlockId id : holder.table) { --num_owners_[index_of(id)]; }
@@ -130,7 +135,8 @@ class AllocatorModel {
     const auto tokens = std::span<const TokenId>(holder.tokens).subspan(i * shape_.block_size, shape_.block_size);
     const PrefixId parent = holder.prefix;
     holder.prefix = allocator_.publish(parent, tokens, holder.table[i]);
-    violations_.expect(allocator_.publish(parent, tokens, holder.table[i]) == holder.prefix, "publishing a block twice gave two ids");
+    violations_.expect(allocator_.publish(parent, tokens, holder.table[i]) == holder.prefix,
+                       "publishing a block twice gave two ids");
     holder.epochs.push_back(epoch_of(now));
     ++holder.num_published;
     check("after publish");
@@ -167,9 +173,9 @@ class AllocatorModel {
     std::vector<BlockId> table;
     std::string salt;
     std::vector<TokenId> tokens;
-    std::size_t num_published = 0;       // [blocks] at the head of the table
-    PrefixId prefix{};                   // ends the last of them
-    std::vector<std::uint32_t> epochs;   // of each of them: how often its history had been forgotten by then
+    std::size_t num_published = 0;      // [blocks] at the head of the table
+    PrefixId prefix{};                  // ends the last of them
+    std::vector<std::uint32_t> epochs;  // of each of them: how often its history had been forgotten by then
     bool may_publish = false;
   };
 
@@ -186,13 +192,18 @@ class AllocatorModel {
     const std::uint32_t free_before = allocator_.num_free();
     std::vector<BlockId> fresh(count);
     const bool ok = allocator_.try_allocate(fresh);
-    violations_.expect(ok == (count <= free_before), "try_allocate(" + std::to_string(count) + ") said " + (ok ? "true" : "false") +
-                                                         " with " + std::to_string(free_before) + " free");
-    violations_.expect(allocator_.num_free() == free_before - (ok ? count : 0), "try_allocate moved num_free by another number than it gave");
+    violations_.expect(ok == (count <= free_before), "try_allocate(" + std::to_string(count) + ") said " +
+                                                         (ok ? "true" : "false") + " with " + std::to_string(free_before) +
+                                                         " free");
+    violations_.expect(allocator_.num_free() == free_before - (ok ? count : 0),
+                       "try_allocate moved num_free by another number than it gave");
     if (!ok) { return false; }
     for (const BlockId id : fresh) {
       const std::uint32_t b = index_of(id);
-      if (!violations_.expect(b < shape_.num_blocks, "try_allocate gave the id " + std::to_string(b) + ", which is out of range")) { continue; }
+      if (!violations_.expect(b < shape_.num_blocks,
+                              "try_allocate gave the id " + std::to_string(b) + ", which is out of range")) {
+        continue;
+      }
       violations_.expect(num_owners_[b] == 0, "try_allocate gave block " + std::to_string(b) + ", which has an owner");
       ++num_owners_[b];
       content_[b].reset();
@@ -232,9 +243,9 @@ class AllocatorModel {
 
   BlockPoolShape shape_;
   A allocator_;
-  std::vector<std::uint32_t> num_owners_;          // [num_blocks]
-  std::vector<std::optional<History>> content_;    // [num_blocks] what was last published in it and not forgotten
-  std::map<History, std::uint32_t> epochs_;        // how often each history was forgotten
+  std::vector<std::uint32_t> num_owners_;        // [num_blocks]
+  std::vector<std::optional<History>> content_;  // [num_blocks] what was last published in it and not forgotten
+  std::map<History, std::uint32_t> epochs_;      // how often each history was forgotten
   std::vector<Holder> holders_;
   Violations violations_;
 };

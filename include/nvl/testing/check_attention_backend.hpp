@@ -43,7 +43,9 @@ class AttentionStep {
   using Device = typename B::Ops::Device;
 
   AttentionStep(Device& device, const AttentionShape& shape, std::span<const AttentionCase> cases, std::uint64_t seed)
-      : shape_(shape), cases_(cases.begin(), cases.end()), random_(seed) {
+      : shape_(shape),
+        cases_(cases.begin(), cases.end()),
+        random_(seed) {
     std::vector<BlockId> shuffled(static_cast<std::size_t>(shape.kv.num_blocks));
     for (std::size_t i = 0; i < shuffled.size(); ++i) { shuffled[i] = BlockId{static_cast<std::uint32_t>(i)}; }
     std::shuffle(shuffled.begin(), shuffled.end(), random_);
@@ -70,7 +72,8 @@ class AttentionStep {
   }
 
   AttentionMetadata metadata() const noexcept {
-    return {.cu_query_lens = cu_query_lens_, .seq_lens = seq_lens_, .block_tables = block_tables_, .max_blocks_per_seq = max_blocks_};
+    return {
+        .cu_query_lens = cu_query_lens_, .seq_lens = seq_lens_, .block_tables = block_tables_, .max_blocks_per_seq = max_blocks_};
   }
 
   /// New K and V: random where a sequence has tokens, NaN elsewhere.
@@ -91,7 +94,8 @@ class AttentionStep {
 
   void run(B& backend, std::int32_t window) {
     std::fill_n(out(), static_cast<std::size_t>(cu_query_lens_.back() * out_row()), T(std::numeric_limits<float>::quiet_NaN()));
-    backend.run(AttentionCall<T>{.out = out(), .q = q(), .q_row_stride = q_row_stride_, .kv = kv(), .scale = scale(), .window = window});
+    backend.run(
+        AttentionCall<T>{.out = out(), .q = q(), .q_row_stride = q_row_stride_, .kv = kv(), .scale = scale(), .window = window});
   }
 
   /// Compares what `run` wrote with the oracle, sequence by sequence.
@@ -108,9 +112,10 @@ class AttentionStep {
       const T* const actual = out() + cu_query_lens_[s] * out_row();
       const double error = reference::nmse(std::span<const T>(actual, expected.size()), std::span<const double>(expected));
       broken.expect(error <= reference::max_nmse_of_few<T>,
-                    "seq_len " + std::to_string(cases_[s].seq_len) + ", " + std::to_string(cases_[s].num_queries) + " queries, head_dim " +
-                        std::to_string(head_dim) + ", " + std::to_string(shape_.num_q_heads) + "/" + std::to_string(shape_.kv.num_kv_heads) +
-                        " heads, window " + std::to_string(window) + ": normalised mean square error " + nvl::detail::to_text(error));
+                    "seq_len " + std::to_string(cases_[s].seq_len) + ", " + std::to_string(cases_[s].num_queries) +
+                        " queries, head_dim " + std::to_string(head_dim) + ", " + std::to_string(shape_.num_q_heads) + "/" +
+                        std::to_string(shape_.kv.num_kv_heads) + " heads, window " + std::to_string(window) +
+                        ": normalised mean square error " + nvl::detail::to_text(error));
     }
   }
 
@@ -123,7 +128,8 @@ class AttentionStep {
   std::int32_t out_row() const noexcept { return shape_.num_q_heads * shape_.kv.head_dim; }
   float scale() const noexcept { return 1.0f / std::sqrt(static_cast<float>(shape_.kv.head_dim)); }
   std::int64_t block_of(std::size_t s, std::int32_t position) const noexcept {
-    return index_of(block_tables_[s * static_cast<std::size_t>(max_blocks_) + static_cast<std::size_t>(position / shape_.kv.block_size)]);
+    return index_of(
+        block_tables_[s * static_cast<std::size_t>(max_blocks_) + static_cast<std::size_t>(position / shape_.kv.block_size)]);
   }
   std::int64_t k_offset(std::size_t s, std::int32_t position, std::int32_t head) const noexcept {
     return shape_.kv.k_offset(block_of(s, position), head, position % shape_.kv.block_size);
@@ -145,7 +151,8 @@ class AttentionStep {
     }
     const std::span<const T> q_row(q() + (cu_query_lens_[s] + query) * q_row_stride_ + head * shape_.kv.head_dim, head_dim);
     const std::int32_t first = window > 0 ? std::max(0, position - window + 1) : 0;
-    return reference::attention<T>(q_row, keys, values, static_cast<std::size_t>(first), static_cast<std::size_t>(position), scale());
+    return reference::attention<T>(q_row, keys, values, static_cast<std::size_t>(first), static_cast<std::size_t>(position),
+                                   scale());
   }
 
   AttentionShape shape_;

@@ -34,7 +34,9 @@ void check_exhaustion(Violations& broken, const BlockPoolShape& shape) {
   std::vector<bool> seen(shape.num_blocks, false);
   for (std::uint32_t i = 0; i < shape.num_blocks; ++i) {
     broken.expect(allocator.num_free() == shape.num_blocks - i, "num_free does not count down by one");
-    if (!broken.expect(allocator.try_allocate(std::span(held).subspan(i, 1)), "try_allocate failed while blocks were free")) { return; }
+    if (!broken.expect(allocator.try_allocate(std::span(held).subspan(i, 1)), "try_allocate failed while blocks were free")) {
+      return;
+    }
     if (!broken.expect(index_of(held[i]) < shape.num_blocks, "an id is out of range")) { return; }
     broken.expect(!seen[index_of(held[i])], "an id was handed out twice");
     seen[index_of(held[i])] = true;
@@ -152,7 +154,9 @@ Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8,
   detail::check_moves<A>(broken, shape);
   if constexpr (SharingAllocator<A>) { detail::check_sharing<A>(broken, shape); }
   if constexpr (PrefixCachingAllocator<A>) { broken.append(check_prefix_cache<A>(shape)); }
-  for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) { detail::check_random_use<A>(broken, shape, seed * 8 + run, 500); }
+  for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) {
+    detail::check_random_use<A>(broken, shape, seed * 8 + run, 500);
+  }
   return broken;
 }
 

@@ -88,7 +88,8 @@ void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::
       std::mt19937 random(other.rank + 1);
       for (float& sum : expected) { sum += static_cast<float>(random() % 2001) - 1000.0f; }
     }
-    broken.expect(first[i] == expected, "all_reduce_sum of " + std::to_string(count) + " numbers is not the sum over the ranks of a layer");
+    broken.expect(first[i] == expected,
+                  "all_reduce_sum of " + std::to_string(count) + " numbers is not the sum over the ranks of a layer");
   }
 }
 

@@ -90,7 +90,8 @@ Violations check_prefix_cache(const BlockPoolShape& shape = {.num_blocks = 8, .b
     broken.expect(pool.allocator.num_owners(table[0]) == 1, "publish or lookup changed the owners");
     const std::vector<BlockId> found = pool.find("", ab);
     broken.expect(found == table, "match returned other blocks");
-    broken.expect(pool.allocator.num_owners(table[0]) == 2 && pool.allocator.num_owners(table[1]) == 2, "match took no reference");
+    broken.expect(pool.allocator.num_owners(table[0]) == 2 && pool.allocator.num_owners(table[1]) == 2,
+                  "match took no reference");
     broken.expect(pool.allocator.num_free() == free, "matching blocks in use changed num_free");
     pool.allocator.release(found);
     broken.expect(pool.allocator.num_owners(table[0]) == 1, "release gave up more than one reference");
@@ -140,7 +141,8 @@ Violations check_prefix_cache(const BlockPoolShape& shape = {.num_blocks = 8, .b
     broken.expect(pool.allocator.try_allocate(first) && pool.allocator.try_allocate(second), "no blocks");
     pool.publish("", a, first);
     pool.publish("", ab, second);  // its first block holds what `first` holds
-    broken.expect(pool.allocator.num_owners(first[0]) == 1 && pool.allocator.num_owners(second[0]) == 1, "a publisher lost its block");
+    broken.expect(pool.allocator.num_owners(first[0]) == 1 && pool.allocator.num_owners(second[0]) == 1,
+                  "a publisher lost its block");
     broken.expect(pool.lookup("", ab) == 2 * size, "what follows the later of the two is not found");
     pool.allocator.release(first);
     broken.expect(pool.lookup("", ab) == 2 * size, "it is not found after one of the two was released");

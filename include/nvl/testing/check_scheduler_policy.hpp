@@ -35,7 +35,8 @@ void check_edges(Violations& broken) {
   };
   run("no sequences", 4, [](auto& h) { h.step(); });
   for (const std::int32_t length : {1, block - 1, block, block + 1, 2 * block, 3 * block}) {
-    run("prompt of " + std::to_string(length), 4, [&](auto& h) { h.submit(std::vector<TokenId>(static_cast<std::size_t>(length), 1), 3); });
+    run("prompt of " + std::to_string(length), 4,
+        [&](auto& h) { h.submit(std::vector<TokenId>(static_cast<std::size_t>(length), 1), 3); });
     run("twice the same prompt of " + std::to_string(length) + ", one after the other", 8, [&](auto& h) {
       h.submit(std::vector<TokenId>(static_cast<std::size_t>(length), 1), 3);
       h.drain();
@@ -68,7 +69,8 @@ void check_random_requests(Violations& broken, std::uint64_t seed, int num_opera
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return static_cast<std::int32_t>(random() % n); };
   const std::int32_t num_seqs = 1 + below(6);
-  const SchedulerOptions options{.max_num_seqs = num_seqs, .max_num_batched_tokens = num_seqs + below(12), .block_size = 1 + below(4)};
+  const SchedulerOptions options{
+      .max_num_seqs = num_seqs, .max_num_batched_tokens = num_seqs + below(12), .block_size = 1 + below(4)};
   SchedulerHarness<S, A> harness(options, static_cast<std::uint32_t>(1 + below(12)));
   for (int i = 0; i < num_operations && harness.violations().empty(); ++i) {
     switch (below(8)) {
@@ -100,7 +102,9 @@ template <class S, BlockAllocator A = PrefixCacheAllocator>
 Violations check_scheduler_policy(std::uint64_t seed = 1) {
   Violations broken;
   detail::check_edges<S, A>(broken);
-  for (std::uint64_t run = 0; run < 50 && broken.empty(); ++run) { detail::check_random_requests<S, A>(broken, seed * 50 + run, 300); }
+  for (std::uint64_t run = 0; run < 50 && broken.empty(); ++run) {
+    detail::check_random_requests<S, A>(broken, seed * 50 + run, 300);
+  }
   return broken;
 }
 

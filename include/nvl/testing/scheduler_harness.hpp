@@ -204,8 +204,9 @@ class SchedulerHarness {
     counts_.chunks += entry.needs_sample ? 0 : 1;
     if (!was.table.empty()) {
       expect(entry.first_position == was.num_computed, name(seq) + " does not go on where it was");
-      expect(seq.block_table.size() >= was.table.size() && std::equal(was.table.begin(), was.table.end(), seq.block_table.begin()),
-             name(seq) + ": its block table changed where K and V are stored");
+      expect(
+          seq.block_table.size() >= was.table.size() && std::equal(was.table.begin(), was.table.end(), seq.block_table.begin()),
+          name(seq) + ": its block table changed where K and V are stored");
       return;
     }
     const std::int32_t cached = entry.first_position;
@@ -295,16 +296,18 @@ class SchedulerHarness {
     for (std::uint32_t b = 0; b < owners.size(); ++b) {
       unowned += owners[b] == 0 ? 1 : 0;
       if constexpr (SharingAllocator<A>) {
-        expect(allocator_.num_owners(BlockId{b}) == owners[b], "block " + std::to_string(b) + " has another number of owners than sequences hold it");
+        expect(allocator_.num_owners(BlockId{b}) == owners[b],
+               "block " + std::to_string(b) + " has another number of owners than sequences hold it");
       } else {
         expect(owners[b] <= 1, "block " + std::to_string(b) + " is in two block tables");
       }
     }
-    expect(allocator_.num_free() == unowned, "num_free is " + std::to_string(allocator_.num_free()) + ", " + std::to_string(unowned) +
-                                                 " blocks are in no block table");
+    expect(allocator_.num_free() == unowned, "num_free is " + std::to_string(allocator_.num_free()) + ", " +
+                                                 std::to_string(unowned) + " blocks are in no block table");
     const std::uint32_t running = scheduler_.num_running(), waiting = scheduler_.num_waiting();
-    expect(running + waiting == live_.size(), std::to_string(running) + " running and " + std::to_string(waiting) + " waiting are not the " +
-                                                  std::to_string(live_.size()) + " sequences that there are");
+    expect(running + waiting == live_.size(), std::to_string(running) + " running and " + std::to_string(waiting) +
+                                                  " waiting are not the " + std::to_string(live_.size()) +
+                                                  " sequences that there are");
     expect(running == with_blocks, "num_running is not the number of sequences with blocks");
     expect(running <= static_cast<std::uint32_t>(options_.max_num_seqs), "more than max_num_seqs run");
     violations_.during("");

@@ -19,11 +19,13 @@ using namespace nvl;
 namespace {
 
 struct Operation {
-  int kind = 0;           // 0 to 15
+  int kind = 0;  // 0 to 15
   std::uint32_t a = 0, b = 0;
 };
 
-std::ostream& operator<<(std::ostream& out, const Operation& op) { return out << "{" << op.kind << ", " << op.a << ", " << op.b << "}"; }
+std::ostream& operator<<(std::ostream& out, const Operation& op) {
+  return out << "{" << op.kind << ", " << op.a << ", " << op.b << "}";
+}
 
 rc::Gen<Operation> operations() {
   return rc::gen::build<Operation>(rc::gen::set(&Operation::kind, rc::gen::inRange(0, 16)),

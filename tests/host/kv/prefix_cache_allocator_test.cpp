@@ -34,7 +34,9 @@ template <class A>
 PrefixId publish(A& allocator, const Tokens& tokens, const Table& table, std::string_view salt = {}) {
   const std::size_t size = tokens.size() / table.size();
   PrefixId prefix = allocator.root(salt);
-  for (std::size_t i = 0; i < table.size(); ++i) { prefix = allocator.publish(prefix, std::span(tokens).subspan(i * size, size), table[i]); }
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    prefix = allocator.publish(prefix, std::span(tokens).subspan(i * size, size), table[i]);
+  }
   return prefix;
 }
 
@@ -223,8 +225,12 @@ TEST_CASE("the hash depends on each token, on their order and on the prefix", "[
   const Xxh3BlockHash hash;
   const PrefixId root{.high = 1, .low = 2};
   const Tokens tokens{1, 2, 3, 4};
-  std::set<std::uint64_t> values{hash(root, tokens), hash({.high = 1, .low = 3}, tokens), hash({.high = 2, .low = 2}, tokens),
-                                 hash(root, Tokens{2, 1, 3, 4}), hash(root, Tokens{1, 2, 3}), hash(root, {})};
+  std::set<std::uint64_t> values{hash(root, tokens),
+                                 hash({.high = 1, .low = 3}, tokens),
+                                 hash({.high = 2, .low = 2}, tokens),
+                                 hash(root, Tokens{2, 1, 3, 4}),
+                                 hash(root, Tokens{1, 2, 3}),
+                                 hash(root, {})};
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     Tokens changed = tokens;
     changed[i] ^= 1 << 30;

@@ -45,7 +45,8 @@ PrefixCacheAllocator pool_with(std::uint32_t num_blocks, Sequence seq) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("an admitted sequence has blocks for all its tokens", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
+TEMPLATE_TEST_CASE("an admitted sequence has blocks for all its tokens", "[sched][host]", FreeListAllocator,
+                   PrefixCacheAllocator) {
   for (const std::int32_t length : {1, 3, 4, 5, 8, 16}) {
     auto allocator = pool<TestType>(4);
     Sequence seq = sequence(length);

@@ -185,7 +185,7 @@ TEST_CASE("a prompt that waits for blocks is admitted as soon as enough are free
   const std::uint64_t queried = harness.allocator().stats().queried_tokens;
   CHECK(next(harness) == Plan{{0, 1}, {1, 1}});
   CHECK(harness.allocator().stats().queried_tokens == queried + 7);
-  CHECK(next(harness) == Plan{{0, 1}, {1, 1}});  // 0 ends
+  CHECK(next(harness) == Plan{{0, 1}, {1, 1}});                      // 0 ends
   CHECK(harness.allocator().stats().queried_tokens == queried + 7);  // its prefix was not searched for again
   CHECK(next(harness) == Plan{{2, 8}});
 }
@@ -214,7 +214,8 @@ TEST_CASE("a long prompt that is mostly cached fits in the rest of a step", "[sc
   CHECK(next(harness) == Plan{{4, 4}});
 }
 
-TEMPLATE_TEST_CASE("a sequence can be aborted in any phase, and the others go on", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
+TEMPLATE_TEST_CASE("a sequence can be aborted in any phase, and the others go on", "[sched][host]", FreeListAllocator,
+                   PrefixCacheAllocator) {
   for (std::size_t which = 0; which < 3; ++which) {
     for (int steps = 0; steps < 12; ++steps) {
       Harness<TestType> harness(small, 5);

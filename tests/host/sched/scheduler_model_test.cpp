@@ -32,8 +32,8 @@ std::ostream& operator<<(std::ostream& out, const Operation& op) {
   switch (op.kind) {
     case Operation::submit:
     case Operation::submit_salted:
-      return out << (op.kind == Operation::submit ? "submit" : "submit_salted") << "(prompt " << op.a + 1 << ", output " << op.b + 1
-                 << ", bits " << op.bits << ")";
+      return out << (op.kind == Operation::submit ? "submit" : "submit_salted") << "(prompt " << op.a + 1 << ", output "
+                 << op.b + 1 << ", bits " << op.bits << ")";
     case Operation::abort: return out << "abort(" << op.a << ")";
     case Operation::damage: return out << "damage(" << op.a << ")";
     default: return out << "step";
@@ -41,8 +41,11 @@ std::ostream& operator<<(std::ostream& out, const Operation& op) {
 }
 
 rc::Gen<Operation> operations() {
-  const auto kinds = rc::gen::weightedElement<int>({{30, Operation::step}, {12, Operation::submit}, {3, Operation::submit_salted},
-                                                    {2, Operation::abort}, {1, Operation::damage}});
+  const auto kinds = rc::gen::weightedElement<int>({{30, Operation::step},
+                                                    {12, Operation::submit},
+                                                    {3, Operation::submit_salted},
+                                                    {2, Operation::abort},
+                                                    {1, Operation::damage}});
   return rc::gen::build<Operation>(rc::gen::set(&Operation::kind, kinds), rc::gen::set(&Operation::a, rc::gen::inRange(0, 16)),
                                    rc::gen::set(&Operation::b, rc::gen::inRange(0, 12)),
                                    rc::gen::set(&Operation::bits, rc::gen::inRange(0u, 1u << 5)));
