@@ -96,6 +96,7 @@ class Engine {
 
   /// Requests that have not finished are aborted: each still gets its on_finish.
   ~Engine() {
+    failure_ = "it is being destroyed";  // so that an on_finish cannot submit
     contain([&] { finish_all(FinishReason::abort, {}); }, [](const char*) {});
   }
 
@@ -160,17 +161,22 @@ class Engine {
 
   /// Runs `requests` to the end, along with whatever else was submitted, and returns their results in order.
   std::vector<Completion> generate(std::vector<Request> requests) {
-    std::vector<Completion> results(requests.size());
-    std::size_t remaining = requests.size();
-    for (std::size_t i = 0; i < requests.size(); ++i) { validate_request(requests[i]); }
+    NVL_EXPECTS(!in_step_, "generate", "called from a callback", "called by the engine's owner only");
+    for (const Request& request : requests) { validate_request(request); }
+    struct Results {
+      std::vector<Completion> completions;
+      std::size_t remaining;
+    };
+    // Shared: should a submit throw, the requests before it outlive this call.
+    const auto results = std::make_shared<Results>(Results{std::vector<Completion>(requests.size()), requests.size()});
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      submit(std::move(requests[i]), {.on_token = {}, .on_finish = [&results, &remaining, i](const Completion& done) {
-                                        results[i] = done;
-                                        --remaining;
+      submit(std::move(requests[i]), {.on_token = {}, .on_finish = [results, i](const Completion& done) {
+                                        results->completions[i] = done;
+                                        --results->remaining;
                                       }});
     }
-    while (remaining > 0) { step(); }
-    return results;
+    while (results->remaining > 0) { step(); }
+    return std::move(results->completions);
   }
 
   /// Calls `visit(position, logits)` for each token of `ids` from `first` on, logits being a std::span<const float> of vocab_size

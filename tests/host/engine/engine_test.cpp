@@ -358,18 +358,23 @@ TEST_CASE("a callback that throws ends its own request only", "[engine][host]") 
   CHECK(engine.failure().empty());
 }
 
-TEST_CASE("step called from a callback is refused", "[engine][host]") {
+TEST_CASE("step and generate called from a callback are refused", "[engine][host]") {
   TinyEngine<> engine(config(), weights(), roomy_options());
-  std::string error;
+  std::vector<std::string> errors;
   RequestCallbacks callbacks;
-  callbacks.on_token = [&](const TokenEvent&) {
+  callbacks.on_token = [&](const TokenEvent& event) {
     try {
-      engine.step();
-    } catch (const InvalidArgument& refused) { error = refused.what(); }
+      if (event.request == RequestId{0}) { engine.step(); }
+      engine.generate({greedy_request(tiny_prompt(2, 4), 2)});
+    } catch (const InvalidArgument& refused) { errors.push_back(refused.what()); }
   };
-  engine.submit(greedy_request(tiny_prompt(1, 4), 2), callbacks);
+  engine.submit(greedy_request(tiny_prompt(1, 4), 1), callbacks);
+  engine.submit(greedy_request(tiny_prompt(1, 4), 1), callbacks);
   while (engine.step()) {}
-  CHECK_THAT(error, ContainsSubstring("step is \"called from a callback\""));
+  REQUIRE(errors.size() == 2);
+  CHECK_THAT(errors[0], ContainsSubstring("step is \"called from a callback\""));
+  CHECK_THAT(errors[1], ContainsSubstring("generate is \"called from a callback\""));
+  CHECK(engine.stats().num_submitted == 2);
 }
 
 TEST_CASE("the destructor ends what is left with one event each", "[engine][host]") {
@@ -380,11 +385,37 @@ TEST_CASE("the destructor ends what is left with one event each", "[engine][host
       engine.submit(greedy_request(tiny_prompt(i, 20), 10), {.on_token = {}, .on_finish = [&](const Completion& done) {
                                                                CHECK(done.finish_reason == FinishReason::abort);
                                                                ++ends;
+                                                               CHECK_THROWS_AS(engine.submit(greedy_request({1}, 1)), Error);
                                                              }});
     }
     engine.step();
   }
   CHECK(ends == 3);
+}
+
+TEST_CASE("a device that fails ends every request once, and the engine takes no more", "[engine][host]") {
+  // An attention backend that breaks at its third step.
+  class Breaking : public CpuPagedAttention<float> {
+   public:
+    using CpuPagedAttention<float>::CpuPagedAttention;
+    void plan(const AttentionMetadata& metadata) {
+      if (++steps_ == 3) { throw std::runtime_error("the device is gone"); }
+      CpuPagedAttention<float>::plan(metadata);
+    }
+
+   private:
+    int steps_ = 0;
+  };
+  Engine<PrefillFirstScheduler, PrefixCacheAllocator, Breaking, SingleDevice> engine(config(), weights(), roomy_options());
+  const std::vector<Completion> done = engine.generate({greedy_request(tiny_prompt(1, 20), 9), greedy_request(tiny_prompt(2, 20), 9)});
+  for (const Completion& each : done) {
+    CHECK(each.finish_reason == FinishReason::error);
+    CHECK(each.error == "the device is gone");
+    CHECK(each.output_ids.size() == 2);
+  }
+  CHECK(engine.failure() == "the device is gone");
+  CHECK_FALSE(engine.has_work());
+  CHECK_THROWS_WITH(engine.submit(greedy_request(tiny_prompt(1, 5), 1)), ContainsSubstring("has failed") && ContainsSubstring("the device is gone"));
 }
 
 TEST_CASE("non-finite logits end their request, not its batch mates, and never enter the prefix cache", "[engine][host]") {
