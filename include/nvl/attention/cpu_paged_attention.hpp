@@ -109,6 +109,8 @@ class CpuPagedAttention {
     std::int32_t kv_head = 0;
     std::int32_t first_head = 0;
     std::int32_t num_heads = 0;
+
+    std::int32_t end() const noexcept { return first_position + num_queries; }
   };
 
   /// Running softmax of one query and head: out = sum / total once all keys are in.
@@ -133,12 +135,15 @@ class CpuPagedAttention {
     const auto count = static_cast<std::int64_t>(items_.size());
     const std::int64_t products = pairs_ * shape_.num_q_heads * kHeadDim;
     threads_.parallel_for(count, products < inline_products ? std::max<std::int64_t>(count, 1) : 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) { attend<kHeadDim>(call, items_[static_cast<std::size_t>(i)]); }
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        attend<kHeadDim>(call, items_[at], i + 1 < end ? &items_[at + 1] : nullptr);
+      }
     });
   }
 
   template <std::int32_t kHeadDim>
-  void attend(const AttentionCall<T>& call, const Item& item) const noexcept {
+  void attend(const AttentionCall<T>& call, const Item& item, const Item* next) const noexcept {
     Row<kHeadDim> rows[max_rows];
     const std::int32_t num_rows = item.num_queries * item.num_heads;
     for (std::int32_t r = 0; r < num_rows; ++r) {
@@ -148,10 +153,14 @@ class CpuPagedAttention {
     }
     const auto first_key = [&](std::int32_t position) { return call.window > 0 ? std::max(0, position - call.window + 1) : 0; };
     const std::int32_t begin = first_key(item.first_position);
-    const std::int32_t end = item.first_position + item.num_queries;
+    const std::int32_t end = item.end();
     for (std::int32_t start = begin / tile * tile; start < end; start += tile) {
       const Tile keys = tile_at(call, item, start, begin, end);
-      prefetch<kHeadDim>(call, item, start + tile, end);
+      if (start + tile < end) {
+        prefetch<kHeadDim>(call, item, start + tile);
+      } else if (next != nullptr) {
+        prefetch<kHeadDim>(call, *next, first_key(next->first_position));
+      }
       // Each phase runs over all rows before the next begins: rows are independent, so their latencies overlap.
       for (std::int32_t r = 0; r < num_rows; ++r) {
         const std::int32_t q = r / item.num_heads;
@@ -192,12 +201,12 @@ class CpuPagedAttention {
     return keys;
   }
 
-  /// Asks for the keys and values from `start` to the end of its tile.
+  /// Asks for a tile of keys and values from `start` on.
   template <std::int32_t kHeadDim>
-  void prefetch(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t end) const noexcept {
+  void prefetch(const AttentionCall<T>& call, const Item& item, std::int32_t start) const noexcept {
     constexpr std::int32_t line = 64 / sizeof(T);  // [elements]
     const T* key = nullptr;
-    for (std::int32_t position = start; position < std::min(start + tile, end); ++position) {
+    for (std::int32_t position = start; position < std::min(start + tile, item.end()); ++position) {
       key = key == nullptr || position % BlockSize == 0 ? key_at(call, item, position) : key + kHeadDim;
       const T* const value = key + shape_.kv.v_offset(0, 0, 0);
       for (std::int32_t i = 0; i < kHeadDim; i += line) {

@@ -196,9 +196,13 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
   const std::int64_t last = w.num_panels() - 1;
   const std::byte* values[kPanels];
   const std::byte* scales[kPanels];
+  const std::byte* next_values[kPanels];  // of the tile after this one
+  const std::byte* next_scales[kPanels];
   for (int p = 0; p < kPanels; ++p) {
     values[p] = w.values(std::min(panel + p, last));
     scales[p] = w.scales(std::min(panel + p, last));
+    next_values[p] = w.values(std::min(panel + kPanels + p, last));
+    next_scales[p] = w.scales(std::min(panel + kPanels + p, last));
   }
   const QuantBlock* const x_values = x.values + row * x.num_blocks;
   const QuantScale* const x_scales = x.scales + row * x.num_blocks;
@@ -215,6 +219,10 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
         } else {
           quants[g] = g % 2 == 0 ? simd::low_nibbles(simd::load_bytes(at + g / 2 * 64)) : simd::high_nibbles(simd::load_bytes(at + g / 2 * 64));
         }
+      }
+      if constexpr (kRows <= 8) {  // few rows: weights come from memory, one tile ahead of their use
+        for (int line = 0; line < layout.value_bytes; line += 64) { __builtin_prefetch(next_values[p] + block * layout.value_bytes + line, 0, 2); }
+        __builtin_prefetch(next_scales[p] + block * layout.scale_bytes, 0, 2);
       }
       const std::byte* const scale_at = scales[p] + block * layout.scale_bytes;
       const simd::f32x16 scale = simd::load_fp16(scale_at);
