@@ -3,12 +3,14 @@
 /// changes nothing.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/block_table.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
 #include <nvl/sched/sequence.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -27,7 +29,7 @@ void release_blocks(Sequence& seq, A& allocator) noexcept {
 }
 
 /// Makes room for the first `num_tokens` tokens of `seq`, which has some blocks or none. False: nothing changed.
-/// Throws std::bad_alloc only, and then nothing changed either.
+/// Throws std::bad_alloc, and then nothing changed either, but never for a sequence that try_admit admitted.
 template <BlockAllocator A>
 [[nodiscard]] bool try_grow(Sequence& seq, A& allocator, std::int32_t num_tokens, std::int32_t block_size) {
   const std::size_t have = seq.block_table.size();
@@ -52,11 +54,18 @@ std::int32_t uncached_tokens(const Sequence& seq, const A& allocator) {
 
 /// Gives `seq`, which has no blocks, all that its tokens need: those that the prefix cache holds, at most up to the last token,
 /// which is always computed, and new ones for the rest. At least `reserve` blocks stay free. Its status becomes running.
-/// False: `seq` and `allocator` own what they did before.
+/// False, also if there is no memory for the block table: `seq` and `allocator` own what they did before.
 template <BlockAllocator A>
 [[nodiscard]] bool try_admit(Sequence& seq, A& allocator, std::int32_t block_size, std::uint32_t reserve = 0) {
-  // Before anything else: the memory for the table, so that nothing throws half-way.
-  seq.block_table.reserve(blocks_for(seq.num_tokens(), block_size));
+  // The memory for the longest table comes first, so that from here to its end no step of the sequence needs any.
+  bool has_memory = false;
+  contain(
+      [&] {
+        seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size));
+        has_memory = true;
+      },
+      [](const char*) {});
+  if (!has_memory) { return false; }
   PrefixId prefix = seq.prefix_root;
   if constexpr (PrefixCachingAllocator<A>) {
     prefix = allocator.match(prefix, std::span<const TokenId>(seq.tokens).first(seq.tokens.size() - 1), seq.block_table);

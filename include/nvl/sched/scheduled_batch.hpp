@@ -14,15 +14,15 @@ namespace nvl::inline NVL_ABI {
 struct ScheduledSeq {
   Sequence* seq = nullptr;
   std::int32_t first_position = 0;
-  std::int32_t num_tokens = 0;   // >= 1
-  bool needs_sample = false;     // the last of them is the last token known: its logits give the next
+  std::int32_t num_tokens = 0;  // >= 1
+  bool needs_sample = false;    // the last of them is the last token known: its logits give the next
 };
 
 struct ScheduledBatch {
-  std::vector<ScheduledSeq> seqs;      // each sequence at most once
-  std::vector<Sequence*> preempted;    // by this call, in the order in which they lost their blocks
-  std::vector<BlockCopy> copies;       // before the step's tokens are computed
-  std::int32_t num_tokens = 0;         // sum over seqs
+  std::vector<ScheduledSeq> seqs;    // each sequence at most once
+  std::vector<Sequence*> preempted;  // by this call, in the order in which they lost their blocks
+  std::vector<BlockCopy> copies;     // before the step's tokens are computed
+  std::int32_t num_tokens = 0;       // sum over seqs
 
   bool empty() const noexcept { return seqs.empty(); }
   void clear() noexcept {

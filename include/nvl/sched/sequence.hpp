@@ -35,16 +35,17 @@ struct Sequence {
   std::vector<TokenId> tokens;        // prompt, then output
   std::int32_t num_prompt = 0;        // [tokens]
   std::int32_t max_total_tokens = 0;  // [tokens] prompt + max_tokens, within the engine's max_model_len
-  std::int32_t num_computed = 0;      // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
-  std::vector<BlockId> block_table;   // physical block of each logical block
+  std::int32_t num_computed =
+      0;  // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
+  std::vector<BlockId> block_table;  // physical block of each logical block
   SeqStatus status = SeqStatus::waiting;
   FinishReason finish_reason = FinishReason::none;
-  std::int32_t priority = 0;          // lower is served first, by policies that look
-  std::int32_t num_cached = 0;        // [tokens] found in the prefix cache at the last admission
+  std::int32_t priority = 0;    // lower is served first, by policies that look
+  std::int32_t num_cached = 0;  // [tokens] found in the prefix cache at the last admission
   std::int32_t num_preemptions = 0;
-  PrefixId prefix_root{};             // of the request's salt
-  PrefixId published_prefix{};        // ends the last published block
-  std::int32_t num_published = 0;     // [blocks] at the head of block_table that the prefix cache knows
+  PrefixId prefix_root{};          // of the request's salt
+  PrefixId published_prefix{};     // ends the last published block
+  std::int32_t num_published = 0;  // [blocks] at the head of block_table that the prefix cache knows
 
   std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_uncomputed() const noexcept { return num_tokens() - num_computed; }

@@ -1,0 +1,127 @@
+/// Every allocation of host memory in turn fails, in add and in schedule: nothing is lost and nothing is half done.
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/publish.hpp>
+
+#include <catch2/catch_template_test_macros.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+namespace {
+
+/// Allocations until one fails; negative: none does. Of this thread only.
+thread_local std::int64_t allocations_left = -1;
+
+}  // namespace
+
+// The whole program's operator new; it counts only while a test asks for it. Inlined, g++ 12 would take malloc and delete for a
+// mismatched pair.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (allocations_left == 0) { throw std::bad_alloc(); }
+  if (allocations_left > 0) { --allocations_left; }
+  if (void* const memory = std::malloc(size > 0 ? size : 1)) { return memory; }
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+using namespace nvl;
+
+/// Runs `work` with the n-th allocation failing. \returns whether it did fail
+template <class Work>
+bool fails_at(std::int64_t n, Work&& work) {
+  allocations_left = n;
+  bool failed = false;
+  try {
+    work();
+  } catch (const std::bad_alloc&) { failed = true; }
+  allocations_left = -1;
+  return failed;
+}
+
+std::vector<Sequence> some_sequences() {
+  std::vector<Sequence> seqs(6);
+  for (std::size_t i = 0; i < seqs.size(); ++i) {
+    seqs[i].tokens.assign(3 + 4 * i, static_cast<TokenId>(i % 2));
+    seqs[i].tokens.reserve(64);
+    seqs[i].max_total_tokens = seqs[i].num_tokens() + 8;
+  }
+  return seqs;
+}
+
+constexpr SchedulerOptions options{.max_num_seqs = 4, .max_num_batched_tokens = 16, .block_size = 4};
+
+}  // namespace
+
+TEST_CASE("a sequence whose addition runs out of memory is not there", "[sched][host]") {
+  bool failed = true;
+  for (std::int64_t n = 0; failed; ++n) {
+    REQUIRE(n < 100);
+    PrefillFirstScheduler scheduler(options);
+    std::vector<Sequence> seqs = some_sequences();
+    scheduler.add(seqs[0]);
+    failed = fails_at(n, [&] { scheduler.add(seqs[1]); });
+    CHECK(scheduler.num_waiting() == (failed ? 1 : 2));
+    scheduler.remove(seqs[1]);
+    CHECK(scheduler.num_waiting() == 1);
+    CHECK((failed || n > 0));
+  }
+}
+
+TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was or plans less", "[sched][host]", FreeListAllocator,
+                   PrefixCacheAllocator) {
+  // The allocation that fails is the n-th of all the steps of a run, preemptions included.
+  bool any_thrown = false, any_in_time = true;
+  for (std::int64_t n = 0; any_in_time; ++n) {
+    REQUIRE(n < 1000);
+    TestType allocator({.num_blocks = 10, .block_size = 4});
+    PrefillFirstScheduler scheduler(options);
+    std::vector<Sequence> seqs = some_sequences();
+    for (Sequence& seq : seqs) { scheduler.add(seq); }
+    ScheduledBatch batch;
+    std::int64_t left = n;
+    std::size_t num_live = seqs.size();
+    for (int step = 0; num_live > 0; ++step) {
+      REQUIRE(step < 1000);
+      batch.clear();
+      const std::uint32_t free_before = allocator.num_free(), running_before = scheduler.num_running();
+      std::vector<std::int32_t> computed_before;
+      for (const Sequence& seq : seqs) { computed_before.push_back(seq.num_computed); }
+      allocations_left = left;
+      bool threw = false;
+      try {
+        scheduler.schedule(allocator, batch);
+      } catch (const std::bad_alloc&) { threw = true; }
+      left = allocations_left == 0 ? -1 : allocations_left;  // it fails once
+      allocations_left = -1;
+      if (threw) {
+        any_thrown = true;
+        CHECK(batch.empty());
+        CHECK(batch.preempted.empty());
+        CHECK(allocator.num_free() == free_before);
+        CHECK(scheduler.num_running() == running_before);
+        for (std::size_t i = 0; i < seqs.size(); ++i) { CHECK(seqs[i].num_computed == computed_before[i]); }
+      }
+      for (const ScheduledSeq& entry : batch.seqs) {
+        publish_full_blocks(*entry.seq, allocator, options.block_size);
+        if (!entry.needs_sample) { continue; }
+        entry.seq->tokens.push_back(0);
+        if (entry.seq->num_tokens() < entry.seq->max_total_tokens) { continue; }
+        scheduler.remove(*entry.seq);
+        release_blocks(*entry.seq, allocator);
+        --num_live;
+      }
+    }
+    CHECK(allocator.num_free() == 10);
+    CHECK(scheduler.num_waiting() + scheduler.num_running() == 0);
+    any_in_time = left < 0;
+  }
+  CHECK(any_thrown);
+}
