@@ -42,13 +42,15 @@ struct CommonOptions {
     model.add_model_to(parser);
     std::string names;
     for (const std::string_view name : preset_names) { names += (names.empty() ? "" : ", ") + std::string(name); }
-    parser.option("--random-weights", random_weights, "SHAPE", "Instead of --model: random float32 weights in the shape of " + names + ".");
+    parser.option("--random-weights", random_weights, "SHAPE",
+                  "Instead of --model: random float32 weights in the shape of " + names + ".");
     parser.group("Load");
     parser.option("--input-len", input_len, "N", "Prompt tokens of a request. Default: " + std::to_string(input_len) + ".");
     parser.option("--output-len", output_len, "N", "Output tokens of a request. Default: " + std::to_string(output_len) + ".");
   }
   void add_rest_to(OptionParser& parser) {
-    parser.option("-s,--seed", seed, "N", "Of the random prompts. No two prompts share a beginning, so the prefix cache never helps. Default: 0.");
+    parser.option("-s,--seed", seed, "N",
+                  "Of the random prompts. No two prompts share a beginning, so the prefix cache never helps. Default: 0.");
     parser.group("Output");
     parser.option("--output-json", output_json, "FILE", "Writes all numbers to a file.");
     parser.group("Machine");
@@ -72,7 +74,9 @@ struct CommonOptions {
   }
   static void at_least_one(const std::string& name, std::int64_t value) {
     constexpr std::int64_t most = std::int64_t{1} << 24;
-    if (value < 1 || value > most) { throw UsageError(name + " is " + std::to_string(value) + ": must be 1 to " + std::to_string(most)); }
+    if (value < 1 || value > most) {
+      throw UsageError(name + " is " + std::to_string(value) + ": must be 1 to " + std::to_string(most));
+    }
   }
 };
 
@@ -94,8 +98,8 @@ OpenedEngine open_engine(const CommonOptions& common, nvl::EngineOptions options
   opened.num_threads = options.device.num_threads > 0 ? options.device.num_threads : nvl::ThreadPool::default_num_threads();
   const auto make = [&](const nvl::ModelConfig& config, const auto& source) {
     if (!common.capacity.max_model_len && options.max_model_len > config.max_position_embeddings) {
-      throw UsageError("input and output of a request are " + std::to_string(options.max_model_len) + " tokens: must be at most the model's " +
-                       std::to_string(config.max_position_embeddings));
+      throw UsageError("input and output of a request are " + std::to_string(options.max_model_len) +
+                       " tokens: must be at most the model's " + std::to_string(config.max_position_embeddings));
     }
     using Source = std::remove_cvref_t<decltype(source)>;
     opened.dtype = common.model.element_type().value_or(nvl::auto_dtype(config));
@@ -161,15 +165,16 @@ void check_results(nvl::AnyEngine& engine, const CommonOptions& common, Prompts&
     const nvl::Completion done = engine.generate(std::move(alone)).front();
     if (done.output_ids != expected[i].output_ids || done.finish_reason != nvl::FinishReason::length) {
       throw std::runtime_error("the engine's results are wrong: request " + std::to_string(i + 1) +
-                               " gives other tokens alone than beside another one" + (done.error.empty() ? "" : ": " + done.error));
+                               " gives other tokens alone than beside another one" +
+                               (done.error.empty() ? "" : ": " + done.error));
     }
   }
 }
 
 /// One round of requests: all are submitted at once, and it ends when all are done.
 struct Round {
-  double elapsed = 0;      // [seconds] until the last token
-  double first_tokens = 0; // [seconds] until every request has its first token
+  double elapsed = 0;       // [seconds] until the last token
+  double first_tokens = 0;  // [seconds] until every request has its first token
   std::int64_t input_tokens = 0, output_tokens = 0;
   std::vector<nvl::RequestTimings> timings;
 };
@@ -252,7 +257,9 @@ int latency(const std::vector<std::string>& command, CommonOptions& common, std:
     for (std::int32_t i = -num_warmup; i < num_iters; ++i) {
       bar.update(static_cast<double>(i + num_warmup) / (num_warmup + num_iters), i < 0 ? "warm-up" : "");
       std::vector<nvl::Request> requests;
-      for (std::int32_t r = 0; r < batch_size; ++r) { requests.push_back(greedy(prompts.ids(common.input_len), common.output_len)); }
+      for (std::int32_t r = 0; r < batch_size; ++r) {
+        requests.push_back(greedy(prompts.ids(common.input_len), common.output_len));
+      }
       Round round = run_round(engine, std::move(requests));
       if (i >= 0) { rounds.push_back(std::move(round)); }
     }
@@ -285,11 +292,14 @@ int latency(const std::vector<std::string>& command, CommonOptions& common, std:
   json["all_decode_tokens_per_s"] = decode;
 
   std::vector<std::vector<std::string>> rows{distribution_head};
-  rows.push_back({"batch from end to end [ms]", fixed(1e3 * elapsed.mean(), 2), fixed(1e3 * elapsed.std(), 2), fixed(1e3 * elapsed.median(), 2),
-                  fixed(1e3 * elapsed.percentile(99), 2)});
+  rows.push_back({"batch from end to end [ms]", fixed(1e3 * elapsed.mean(), 2), fixed(1e3 * elapsed.std(), 2),
+                  fixed(1e3 * elapsed.median(), 2), fixed(1e3 * elapsed.percentile(99), 2)});
   add_request_times(json, rows, rounds);
   const auto add_rate = [&](const std::string& title, const Samples& rate) {
-    if (!rate.empty()) { rows.push_back({title, fixed(rate.mean(), 1), fixed(rate.std(), 1), fixed(rate.median(), 1), fixed(rate.percentile(99), 1)}); }
+    if (!rate.empty()) {
+      rows.push_back(
+          {title, fixed(rate.mean(), 1), fixed(rate.std(), 1), fixed(rate.median(), 1), fixed(rate.percentile(99), 1)});
+    }
   };
   add_rate("prefill [tokens/s]", prefill_rate);
   add_rate("decode, whole batch [tokens/s]", decode_rate);
@@ -299,9 +309,10 @@ int latency(const std::vector<std::string>& command, CommonOptions& common, std:
     spread[0].push_back("p" + std::to_string(p));
     spread[1].push_back(fixed(1e3 * elapsed.percentile(p), 2));
   }
-  std::string tables = "Requests at once: " + std::to_string(batch_size) + "; each " + std::to_string(common.input_len) + " tokens in, " +
-                       std::to_string(common.output_len) + " out; " + std::to_string(num_iters) + " iterations after " +
-                       std::to_string(num_warmup) + " to warm up. Prompts are new each time: no prefix cache hits.\n\n";
+  std::string tables = "Requests at once: " + std::to_string(batch_size) + "; each " + std::to_string(common.input_len) +
+                       " tokens in, " + std::to_string(common.output_len) + " out; " + std::to_string(num_iters) +
+                       " iterations after " + std::to_string(num_warmup) +
+                       " to warm up. Prompts are new each time: no prefix cache hits.\n\n";
   tables += markdown_table(rows) + "\n" + markdown_table(spread);
   finish_report(common, env, "latency", json, tables);
   return 0;
@@ -333,8 +344,8 @@ int throughput(const std::vector<std::string>& command, CommonOptions& common, s
   const nvl::EngineStats after = engine.stats();
   const Round& round = rounds[0];
   const auto total_tokens = static_cast<double>(round.input_tokens + round.output_tokens);
-  const double mean_batch =
-      static_cast<double>(after.scheduled_seqs - before.scheduled_seqs) / static_cast<double>(std::max<std::uint64_t>(1, after.num_steps - before.num_steps));
+  const double mean_batch = static_cast<double>(after.scheduled_seqs - before.scheduled_seqs) /
+                            static_cast<double>(std::max<std::uint64_t>(1, after.num_steps - before.num_steps));
 
   const Json env = environment(command, common.model.model.filename().string(), opened.dtype, opened.num_threads);
   Json json = env;
@@ -384,10 +395,12 @@ int bench(int argc, char** argv) {
   latency_parser.option("--num-iters", num_iters, "N", "Iterations that are. Default: 5.");
   latency_options.add_rest_to(latency_parser);
 
-  OptionParser& throughput_parser = parser.command("throughput", "Many requests, all submitted at the start: how much work is done in a second.");
+  OptionParser& throughput_parser =
+      parser.command("throughput", "Many requests, all submitted at the start: how much work is done in a second.");
   throughput_options.add_to(throughput_parser);
   throughput_parser.option("--num-prompts", num_prompts, "N", "Requests. Default: 64.");
-  throughput_parser.option("--random-range-ratio", range_ratio, "R", "Lengths vary evenly from (1 - R) to (1 + R) times the given ones. Default: 0.");
+  throughput_parser.option("--random-range-ratio", range_ratio, "R",
+                           "Lengths vary evenly from (1 - R) to (1 + R) times the given ones. Default: 0.");
   throughput_options.add_rest_to(throughput_parser);
 
   if (!parser.parse(argc, argv)) { return 0; }
@@ -405,7 +418,9 @@ int bench(int argc, char** argv) {
   }
   throughput_options.validate();
   CommonOptions::at_least_one("--num-prompts", num_prompts);
-  if (!(range_ratio >= 0 && range_ratio < 1)) { throw UsageError("--random-range-ratio is " + fixed(range_ratio, 3) + ": must be in [0, 1)"); }
+  if (!(range_ratio >= 0 && range_ratio < 1)) {
+    throw UsageError("--random-range-ratio is " + fixed(range_ratio, 3) + ": must be in [0, 1)");
+  }
   return throughput(command, throughput_options, num_prompts, range_ratio);
 }
 

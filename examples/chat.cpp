@@ -87,7 +87,9 @@ class Input {
 class Chat {
  public:
   Chat(nvl::LLM& llm, nvl::SamplingParams sampling, std::optional<std::string> system)
-      : llm_(llm), sampling_(std::move(sampling)), system_(std::move(system)) {
+      : llm_(llm),
+        sampling_(std::move(sampling)),
+        system_(std::move(system)) {
     reset();
   }
 
@@ -102,14 +104,14 @@ class Chat {
     std::optional<nvl::Completion> done;
     try {
       interrupted = 0;
-      const nvl::RequestId id = llm_.engine().submit(
-          {.prompt_ids = nvl::format_chat(llm_.tokenizer(), messages_, true), .sampling = sampling_},
-          {.on_token =
-               [](const nvl::TokenEvent& event) {
-                 std::fwrite(event.text.data(), 1, event.text.size(), stdout);
-                 std::fflush(stdout);
-               },
-           .on_finish = [&done](const nvl::Completion& completion) { done = completion; }});
+      const nvl::RequestId id =
+          llm_.engine().submit({.prompt_ids = nvl::format_chat(llm_.tokenizer(), messages_, true), .sampling = sampling_},
+                               {.on_token =
+                                    [](const nvl::TokenEvent& event) {
+                                      std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+                                      std::fflush(stdout);
+                                    },
+                                .on_finish = [&done](const nvl::Completion& completion) { done = completion; }});
       while (!done) {
         if (interrupted != 0) {
           interrupted = 0;
@@ -132,10 +134,11 @@ class Chat {
  private:
   static void report(const nvl::Completion& done) {
     char speed[128];
-    std::snprintf(speed, sizeof speed, "[TTFT %.0f ms, %.1f tokens/s", 1e3 * done.timings.ttft, done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
+    std::snprintf(speed, sizeof speed, "[TTFT %.0f ms, %.1f tokens/s", 1e3 * done.timings.ttft,
+                  done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
     std::string text = speed;
-    text += "; " + std::to_string(done.prompt_ids.size()) + " prompt tokens, " + std::to_string(done.num_cached_tokens) + " of them cached; " +
-            std::to_string(done.output_ids.size()) + " output tokens";
+    text += "; " + std::to_string(done.prompt_ids.size()) + " prompt tokens, " + std::to_string(done.num_cached_tokens) +
+            " of them cached; " + std::to_string(done.output_ids.size()) + " output tokens";
     if (done.finish_reason == nvl::FinishReason::abort) { text += ", stopped"; }
     if (done.finish_reason == nvl::FinishReason::length) { text += ", cut off by --max-tokens or the end of the context"; }
     print_note(text + "]");
@@ -180,7 +183,8 @@ int chat(int argc, char** argv) {
     } else if (*message == "/reset") {
       conversation.reset();
     } else if (message->starts_with('/')) {
-      std::fprintf(stderr, "%s is no command; /help lists them, and a blank before / makes it text.\n", one_line(*message).c_str());
+      std::fprintf(stderr, "%s is no command; /help lists them, and a blank before / makes it text.\n",
+                   one_line(*message).c_str());
     } else {
       try {
         conversation.answer(*message);

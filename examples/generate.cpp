@@ -64,8 +64,9 @@ void print_json(const nvl::Completion& done) {
 
 std::string speed_text(const nvl::Completion& done) {
   char text[160];
-  std::snprintf(text, sizeof text, "%zu prompt tokens, first token after %.0f ms, %zu output tokens at %.1f tokens/s", done.prompt_ids.size(),
-                1e3 * done.timings.ttft, done.output_ids.size(), done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
+  std::snprintf(text, sizeof text, "%zu prompt tokens, first token after %.0f ms, %zu output tokens at %.1f tokens/s",
+                done.prompt_ids.size(), 1e3 * done.timings.ttft, done.output_ids.size(),
+                done.timings.tpot > 0 ? 1 / done.timings.tpot : 0.0);
   return text;
 }
 
@@ -121,10 +122,11 @@ int generate(int argc, char** argv) {
   parser.group("Machine");
   model.add_device_to(parser);
   capacity.add_to(parser);
-  parser.footer("Examples:\n"
-                "  nvl-generate -m model.gguf -p \"The sky is\" -n 32 --temp 0\n"
-                "  nvl-generate -m model.gguf --chat -p \"Why is the sky blue?\"\n"
-                "  nvl-generate -m model.gguf --prompts-file prompts.jsonl --json");
+  parser.footer(
+      "Examples:\n"
+      "  nvl-generate -m model.gguf -p \"The sky is\" -n 32 --temp 0\n"
+      "  nvl-generate -m model.gguf --chat -p \"Why is the sky blue?\"\n"
+      "  nvl-generate -m model.gguf --prompts-file prompts.jsonl --json");
   if (!parser.parse(argc, argv)) { return 0; }
   model.validate();
   if (sampling.logprobs && !json) { throw UsageError("--logprobs needs --json: text has no place for them"); }
@@ -145,9 +147,7 @@ int generate(int argc, char** argv) {
     }
     try {
       batch.submit(i, std::move(request), std::move(on_token));
-    } catch (const nvl::InvalidArgument& error) {
-      throw UsageError(PromptOptions::at(items[i], error.what()));
-    }
+    } catch (const nvl::InvalidArgument& error) { throw UsageError(PromptOptions::at(items[i], error.what())); }
   }
 
   Progress bar("generating");

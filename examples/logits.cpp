@@ -19,7 +19,8 @@ using namespace nvl_examples;
 
 /// {"position": 3, "top": [[id, logit], ...]}: the `top` largest, the lower id first among equals. Logits have as many digits
 /// as it takes to read the same float back.
-std::string position_json(std::int32_t position, std::span<const float> logits, std::size_t top, std::vector<std::int32_t>& order) {
+std::string position_json(std::int32_t position, std::span<const float> logits, std::size_t top,
+                          std::vector<std::int32_t>& order) {
   order.resize(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const std::size_t count = std::min(top, order.size());
@@ -38,7 +39,8 @@ std::string position_json(std::int32_t position, std::span<const float> logits, 
 }
 
 int logits(int argc, char** argv) {
-  OptionParser parser("nvl-logits", "Shows, for each position of a prompt, the likeliest next tokens with their logits: a JSON line a position.");
+  OptionParser parser(
+      "nvl-logits", "Shows, for each position of a prompt, the likeliest next tokens with their logits: a JSON line a position.");
   ModelOptions model;
   PromptOptions prompt;
   CapacityOptions capacity;
@@ -72,7 +74,9 @@ int logits(int argc, char** argv) {
     const std::string line = position_json(position, row, static_cast<std::size_t>(top), order);
     std::fwrite(line.data(), 1, line.size(), stdout);
   });
-  if (!finite) { throw UsageError("the model's logits are not finite (NaN or infinity): --check-tensors looks for them in its weights"); }
+  if (!finite) {
+    throw UsageError("the model's logits are not finite (NaN or infinity): --check-tensors looks for them in its weights");
+  }
   return 0;
 }
 

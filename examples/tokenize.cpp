@@ -50,10 +50,12 @@ int tokenize(int argc, char** argv) {
   parser.flag("-d,--decode", decode, "The other way: ids on standard input become text.");
   parser.flag("--jsonl", jsonl, "A text a line: JSON strings in, a line of ids out for each; with --decode, the other way.");
   parser.flag("--no-special", no_special,
-              "Text that spells a special token, such as <|im_end|>, is text and not that token. With --decode: leave special tokens out.");
-  parser.footer("Examples:\n"
-                "  printf 'Hello world' | nvl-tokenize -m model.gguf\n"
-                "  echo '1 2 3' | nvl-tokenize -m model.gguf --decode");
+              "Text that spells a special token, such as <|im_end|>, is text and not that token. With --decode: leave special "
+              "tokens out.");
+  parser.footer(
+      "Examples:\n"
+      "  printf 'Hello world' | nvl-tokenize -m model.gguf\n"
+      "  echo '1 2 3' | nvl-tokenize -m model.gguf --decode");
   if (!parser.parse(argc, argv)) { return 0; }
   model.validate();
   const nvl::Tokenizer tokenizer = nvl::Tokenizer::open(model.model);

@@ -93,7 +93,8 @@ inline std::string compiler() {
 }
 
 /// The part of the JSON report that is the same for every benchmark.
-inline Json environment(const std::vector<std::string>& command, const std::string& model, nvl::DType dtype, std::int32_t num_threads) {
+inline Json environment(const std::vector<std::string>& command, const std::string& model, nvl::DType dtype,
+                        std::int32_t num_threads) {
   std::string words;
   for (const std::string& word : command) { words += (words.empty() ? "" : " ") + word; }
   const std::time_t now = std::time(nullptr);
@@ -122,7 +123,9 @@ inline std::string markdown_table(const std::vector<std::vector<std::string>>& r
   }
   std::string out;
   for (std::size_t r = 0; r < rows.size(); ++r) {
-    for (std::size_t i = 0; i < widths.size(); ++i) { out += "| " + rows[r][i] + std::string(widths[i] - rows[r][i].size() + 1, ' '); }
+    for (std::size_t i = 0; i < widths.size(); ++i) {
+      out += "| " + rows[r][i] + std::string(widths[i] - rows[r][i].size() + 1, ' ');
+    }
     out += "|\n";
     if (r != 0) { continue; }
     for (const std::size_t width : widths) { out += "|" + std::string(width + 2, '-'); }

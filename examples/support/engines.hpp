@@ -4,8 +4,8 @@
 
 #include <nvl/llm.hpp>
 
-#define NVL_EXAMPLE_ENGINE(prefix, Element, Source)                                                              \
-  prefix template std::unique_ptr<AnyEngine> make_any_engine<DefaultCpuEngine<Element>, Source>(                 \
+#define NVL_EXAMPLE_ENGINE(prefix, Element, Source)                                              \
+  prefix template std::unique_ptr<AnyEngine> make_any_engine<DefaultCpuEngine<Element>, Source>( \
       const ModelConfig&, const Source&, const EngineOptions&, const LoadProgress&)
 
 namespace nvl::inline NVL_ABI {

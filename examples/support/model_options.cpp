@@ -6,7 +6,8 @@ namespace nvl_examples {
 
 void ModelOptions::add_model_to(OptionParser& parser) {
   parser.group("Model");
-  parser.option("-m,--model", model, "PATH", "A .gguf file, a Hugging Face directory, or a .safetensors file beside its config.json.");
+  parser.option("-m,--model", model, "PATH",
+                "A .gguf file, a Hugging Face directory, or a .safetensors file beside its config.json.");
 }
 
 void ModelOptions::add_device_to(OptionParser& parser) {
@@ -18,8 +19,12 @@ void ModelOptions::add_device_to(OptionParser& parser) {
 }
 
 void ModelOptions::validate() const {
-  if (model.empty()) { throw UsageError("no model was given: --model PATH names a .gguf file or a model directory (see --help)"); }
-  if (device == "cuda") { throw UsageError("--device cuda: this program was built without CUDA and runs on the CPU: leave --device out"); }
+  if (model.empty()) {
+    throw UsageError("no model was given: --model PATH names a .gguf file or a model directory (see --help)");
+  }
+  if (device == "cuda") {
+    throw UsageError("--device cuda: this program was built without CUDA and runs on the CPU: leave --device out");
+  }
   if (device != "cpu") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
   static_cast<void>(element_type());
 }
@@ -35,7 +40,8 @@ nvl::DeviceOptions ModelOptions::device_options() const {
   nvl::DeviceOptions options{.num_threads = threads};
   const char* const omp = std::getenv("OMP_NUM_THREADS");
   if (threads == 0 && omp != nullptr && *omp != '\0') {
-    const std::string first(omp, std::string_view(omp).substr(0, std::string_view(omp).find(',')).size());  // "4,2": nested levels
+    const std::string first(omp,
+                            std::string_view(omp).substr(0, std::string_view(omp).find(',')).size());  // "4,2": nested levels
     detail::convert("OMP_NUM_THREADS", first, options.num_threads);
   }
   return options;
@@ -45,9 +51,11 @@ void CapacityOptions::add_to(OptionParser& parser) {
   parser.group("Memory");
   parser.option("-c,--max-model-len,--ctx-size", max_model_len, "N",
                 "Tokens of prompt and output together. Default: as many as the model was made for.");
-  parser.option("--kv-cache-memory-bytes", kv_cache_memory, "BYTES",
-                "Memory for the KV cache, such as 512M or 4G. Default: what can be used, up to a quarter of the machine's memory.");
-  parser.option("--num-blocks,--num-gpu-blocks-override", num_blocks, "N", "Blocks of the KV cache, instead of its size in bytes.");
+  parser.option(
+      "--kv-cache-memory-bytes", kv_cache_memory, "BYTES",
+      "Memory for the KV cache, such as 512M or 4G. Default: what can be used, up to a quarter of the machine's memory.");
+  parser.option("--num-blocks,--num-gpu-blocks-override", num_blocks, "N",
+                "Blocks of the KV cache, instead of its size in bytes.");
   parser.option("--max-num-seqs", max_num_seqs, "N", "Sequences that run at once.");
   parser.option("--max-num-batched-tokens", max_num_batched_tokens, "N", "Tokens that are computed in one step. Default: 2048.");
 }
@@ -69,17 +77,20 @@ void SamplingOptions::add_to(OptionParser& parser, bool with_logprobs) {
   parser.option("--top-k", top_k, "K", "Choose among the K most likely tokens; 0 = all.");
   parser.option("--top-p", top_p, "P", "Choose among the fewest tokens whose probability together reaches P.");
   parser.option("--min-p", min_p, "P", "Leave out tokens less likely than P times the most likely one.");
-  parser.option("--repetition-penalty", repetition_penalty, "X", "Above 1: tokens that stand in prompt or output become less likely.");
+  parser.option("--repetition-penalty", repetition_penalty, "X",
+                "Above 1: tokens that stand in prompt or output become less likely.");
   parser.option("--presence-penalty", presence_penalty, "X", "Subtracted once from the logits of tokens in the output.");
   parser.option("--frequency-penalty", frequency_penalty, "X", "Subtracted for each occurrence in the output.");
-  parser.option("-s,--seed", seed, "N", "Makes the choice of tokens repeatable, whatever else runs. Default: a new one each time.");
+  parser.option("-s,--seed", seed, "N",
+                "Makes the choice of tokens repeatable, whatever else runs. Default: a new one each time.");
   parser.option("--stop", stop, "TEXT", "Ends the output before this text. May be given several times.");
   parser.option("--stop-token-id", stop_token_ids, "ID", "Ends the output at this token. May be given several times.");
   parser.flag("--include-stop-str-in-output", include_stop, "Keep the stop text in the output.");
   parser.flag("--ignore-eos", ignore_eos, "Go on after the model's end-of-sequence token.");
   parser.option("--min-tokens", min_tokens, "N", "Do not stop before N tokens.");
   if (with_logprobs) {
-    parser.option("--logprobs", logprobs, "N", "With each token its log-probability and those of the N most likely ones (--json).");
+    parser.option("--logprobs", logprobs, "N",
+                  "With each token its log-probability and those of the N most likely ones (--json).");
   }
   parser.flag("--show-special", show_special, "Show special tokens, such as end-of-sequence, in the text.");
 }

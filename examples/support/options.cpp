@@ -128,10 +128,13 @@ struct OptionParser::Impl {
     if (extras.empty()) { return; }
     const std::string& word = extras.front();
     if (!word.starts_with("-")) {
-      throw UsageError("\"" + word + "\" is no " + (commands.empty() ? "option" : "command: must be " + command_names()) + " (see --help)");
+      throw UsageError("\"" + word + "\" is no " + (commands.empty() ? "option" : "command: must be " + command_names()) +
+                       " (see --help)");
     }
     const std::string name = word.substr(0, word.find('='));
-    if (!commands.empty()) { throw UsageError("unknown option " + name + ": options stand behind the command, " + command_names() + " (see --help)"); }
+    if (!commands.empty()) {
+      throw UsageError("unknown option " + name + ": options stand behind the command, " + command_names() + " (see --help)");
+    }
     std::string nearest;
     std::size_t best = 4;
     for (const Entry& entry : entries) {
@@ -143,7 +146,8 @@ struct OptionParser::Impl {
         }
       }
     }
-    throw UsageError("unknown option " + name + (nearest.empty() || name.size() < 4 ? " (see --help)" : ": did you mean " + nearest + "?"));
+    throw UsageError("unknown option " + name +
+                     (nearest.empty() || name.size() < 4 ? " (see --help)" : ": did you mean " + nearest + "?"));
   }
 
   void apply() const {
@@ -151,7 +155,9 @@ struct OptionParser::Impl {
     for (const Entry& entry : entries) {
       if (entry.option->count() > 0) {
         const std::vector<std::string> given = entry.option->results();
-        for (std::size_t i = entry.repeatable ? 0 : given.size() - 1; i < given.size(); ++i) { entry.setter(entry.name, given[i]); }
+        for (std::size_t i = entry.repeatable ? 0 : given.size() - 1; i < given.size(); ++i) {
+          entry.setter(entry.name, given[i]);
+        }
         continue;
       }
       const std::string twin = env_name(entry.name);
@@ -161,7 +167,8 @@ struct OptionParser::Impl {
   }
 };
 
-OptionParser::OptionParser(std::string program, std::string about) : impl_(std::make_unique<Impl>(std::move(program), std::move(about))) {
+OptionParser::OptionParser(std::string program, std::string about)
+    : impl_(std::make_unique<Impl>(std::move(program), std::move(about))) {
   impl_->app->set_help_flag("-h,--help");
   impl_->app->allow_extras();
 }
@@ -221,9 +228,7 @@ bool OptionParser::parse(int argc, const char* const* argv) {
     // "--model: 1 required TEXT missing"
     const std::string text = error.what();
     throw UsageError(text.substr(0, text.find(':')) + " needs a value");
-  } catch (const CLI::ParseError& error) {
-    throw UsageError(one_line(error.what()));
-  }
+  } catch (const CLI::ParseError& error) { throw UsageError(one_line(error.what())); }
   if (wants_version) {
     std::printf("%s %s\n", impl_->program.c_str(), version_text().c_str());
     return false;
@@ -256,7 +261,11 @@ std::string OptionParser::help() const {
     }
     std::string head;
     for (const std::string& name : entry.option->get_snames()) { head += (head.empty() ? "-" : ", -") + name; }
-    if (head.empty()) { head = "   "; } else { head += ","; }
+    if (head.empty()) {
+      head = "   ";
+    } else {
+      head += ",";
+    }
     head = "  " + head + " " + entry.name + (entry.metavar.empty() ? "" : " " + entry.metavar);
     std::string text = entry.help;
     const std::vector<std::string>& long_names = entry.option->get_lnames();
@@ -276,7 +285,8 @@ std::string OptionParser::help() const {
 
 std::string one_line(std::string_view text) {
   std::string out(text);
-  std::replace_if(out.begin(), out.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, ' ');
+  std::replace_if(
+      out.begin(), out.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, ' ');
   return out;
 }
 
@@ -292,13 +302,9 @@ int run_program(const std::string& program, const std::function<int()>& body) {
       return fail(std::string("standard output cannot be written: ") + std::strerror(errno));
     }
     return status;
-  } catch (const std::bad_alloc&) {
-    return fail("out of memory");
-  } catch (const std::exception& error) {
+  } catch (const std::bad_alloc&) { return fail("out of memory"); } catch (const std::exception& error) {
     return fail(error.what());
-  } catch (...) {
-    return fail("an exception that is not a std::exception");
-  }
+  } catch (...) { return fail("an exception that is not a std::exception"); }
 }
 
 }  // namespace nvl_examples

@@ -87,7 +87,8 @@ void convert(std::string_view name, const std::string& text, T& value) {
       if (!ok) { fail_value(name, text, "a number"); }
     } else if (!ok) {
       fail_value(name, text,
-                 "an integer from " + std::to_string(std::numeric_limits<T>::min()) + " to " + std::to_string(std::numeric_limits<T>::max()));
+                 "an integer from " + std::to_string(std::numeric_limits<T>::min()) + " to " +
+                     std::to_string(std::numeric_limits<T>::max()));
     }
   }
 }

@@ -54,7 +54,9 @@ struct PromptOptions {
   std::vector<Prompt> read() const {
     const int given = prompt.has_value() + prompt_ids.has_value() + prompt_file.has_value() + prompts_file.has_value();
     if (given == 0) { throw UsageError("no prompt was given: --prompt TEXT and --prompt-file FILE are two ways (see --help)"); }
-    if (given > 1) { throw UsageError("more than one prompt was given: use one of --prompt, --prompt-file, --prompts-file, --prompt-ids"); }
+    if (given > 1) {
+      throw UsageError("more than one prompt was given: use one of --prompt, --prompt-file, --prompts-file, --prompt-ids");
+    }
     if (system && !chat) { throw UsageError("--system needs --chat"); }
     if (chat && prompt_ids) { throw UsageError("--chat needs text: --prompt-ids is not"); }
     if (prompts_file) { return read_lines(); }
@@ -78,9 +80,7 @@ struct PromptOptions {
       std::vector<nvl::TokenId> ids = tokenizer.encode(std::get<std::string>(item.content), special);
       if (ids.empty()) { throw UsageError("the prompt is empty"); }
       return ids;
-    } catch (const std::exception& error) {
-      throw UsageError(at(item, error.what()));
-    }
+    } catch (const std::exception& error) { throw UsageError(at(item, error.what())); }
   }
 
   /// `what` with the place of the prompt before it.
@@ -113,7 +113,7 @@ struct PromptOptions {
   }
 
   std::variant<std::string, std::vector<nvl::ChatMessage>, std::vector<nvl::TokenId>> from_json(const nlohmann::json& line,
-                                                                                              const std::string& where) const {
+                                                                                                const std::string& where) const {
     if (line.is_string()) { return from_text(line.get<std::string>()); }
     if (!line.is_object() || line.contains("prompt") + line.contains("messages") + line.contains("prompt_ids") != 1) {
       throw UsageError(where + ": must be a string, or an object with one of \"prompt\", \"messages\" and \"prompt_ids\"");
@@ -123,7 +123,8 @@ struct PromptOptions {
       std::vector<nvl::ChatMessage> messages;
       for (const nlohmann::json& message : nvl::json_array(line, "messages", where)) {
         if (!message.is_object()) { throw UsageError(where + ": a message must be an object with \"role\" and \"content\""); }
-        messages.push_back({.role = nvl::json_string(message, "role", where), .content = nvl::json_string(message, "content", where)});
+        messages.push_back(
+            {.role = nvl::json_string(message, "role", where), .content = nvl::json_string(message, "content", where)});
       }
       return messages;
     }

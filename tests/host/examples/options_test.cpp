@@ -46,9 +46,7 @@ struct Fixture {
 std::string message_of(const std::vector<const char*>& words) {
   try {
     Fixture fixture(words);
-  } catch (const UsageError& error) {
-    return error.what();
-  }
+  } catch (const UsageError& error) { return error.what(); }
   return "no error";
 }
 
@@ -104,7 +102,8 @@ TEST_CASE("a value of the wrong kind is an error that names option, value and ru
   CHECK(message_of({"--share", "1e999"}) == "--share is \"1e999\": must be a number");
   CHECK(message_of({"--loud=perhaps"}) == "--loud is \"perhaps\": must be true or false");
   for (const char* size : {"-1", "1Q", "1KB", "9999999999G", "M", "0x10"}) {
-    CHECK(message_of({"--bytes", size}) == "--bytes is \"" + std::string(size) + "\": must be a number of bytes such as 536870912, 512M or 4G");
+    CHECK(message_of({"--bytes", size}) ==
+          "--bytes is \"" + std::string(size) + "\": must be a number of bytes such as 536870912, 512M or 4G");
   }
 }
 
@@ -128,8 +127,8 @@ TEST_CASE("the environment fills in what the command line does not say", "[examp
 
 TEST_CASE("--help lists every option in its group, wrapped", "[examples][host]") {
   const std::string help = Fixture({}).help;
-  for (const char* part : {"Does a thing.", "\nFirst:\n", "  -t, --text TEXT", "      --top-count N", "(also --count)", "\nSecond:\n", "--loud", "NVL_TEXT",
-                           "--version"}) {
+  for (const char* part : {"Does a thing.", "\nFirst:\n", "  -t, --text TEXT", "      --top-count N", "(also --count)",
+                           "\nSecond:\n", "--loud", "NVL_TEXT", "--version"}) {
     CAPTURE(part);
     CHECK(help.find(part) != std::string::npos);
   }
