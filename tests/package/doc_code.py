@@ -6,6 +6,8 @@ Every ```cpp block of README.md and docs/**/*.md that holds `int main` is compil
 `// all of <file>` has to be that file, which the build compiles, so it is not compiled again.
 
 A table under a line `<!-- table of <header> -->` has to be one of the tables in that header's comments.
+
+--update writes these programs and tables anew from the files that they are of.
 """
 import argparse
 import pathlib
@@ -32,8 +34,8 @@ def compile_problem(code, root, compiler):
 def excerpt_problem(code, file):
     if not file.is_file():
         return f"there is no {file}"
-    lines = iter([line.strip() for line in file.read_text(encoding="utf-8").splitlines()])
-    for wanted in (line.strip() for line in code.splitlines()[1:]):
+    lines = iter([" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines()])
+    for wanted in (" ".join(line.split()) for line in code.splitlines()[1:]):
         if wanted and wanted not in ("...", "// ...") and wanted not in lines:  # `in` moves the iterator: the order counts
             return f"this line is not in {file.name}, or not in this order: {wanted}"
     return None
@@ -113,6 +115,33 @@ def check(root, compiler):
     return problems, checked
 
 
+def update(root):
+    """Takes the whole programs and the tables of the documents from their files again. Yields the documents that it wrote."""
+    def program(match):
+        whole = WHOLE.match(match[1])
+        source = root / whole[1] if whole else None
+        if not whole or not source.is_file():
+            return match[0]
+        text = match[1].splitlines()[0] + "\n" + source.read_text(encoding="utf-8")
+        return match[0][: match.start(1) - match.start()] + text + match[0][match.end(1) - match.start() :]
+
+    def table(match):
+        rows = table_rows(match[2].splitlines())
+        tables = header_tables((root / match[1]).read_text(encoding="utf-8")) if (root / match[1]).is_file() else []
+        best = max(tables, key=lambda candidate: sum(row in rows for row in candidate), default=[])
+        if not any(row in rows for row in best):
+            return match[0]
+        lines = ["| " + " | ".join(row) + " |" for row in best]
+        return "\n".join([f"<!-- table of {match[1]} -->", lines[0], "|" + "---|" * len(best[0]), *lines[1:], ""])
+
+    for document in [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
+        text = document.read_text(encoding="utf-8")
+        new = TABLE.sub(table, BLOCK.sub(program, text))
+        if new != text:
+            document.write_text(new, encoding="utf-8")
+            yield document
+
+
 def self_test(compiler):
     program = "#include <vector>\nint main() {\n  return std::vector<int>().size() == 0 ? 0 : 1;\n}\n"
     comment = "/// | a | b     |\n/// |---|---------|\n/// | 1 | two     |\n/// |   | words   |\n"
@@ -139,14 +168,27 @@ def self_test(compiler):
             found = check(root, compiler)
             if (len(found[0]), found[1]) != (problems, checked):
                 sys.exit(f"self test: {found} for\n{text}")
+            (root / "docs").mkdir()
+            list(update(root))
+            if not problems and (root / "README.md").read_text() != text:
+                sys.exit(f"self test: --update changed what is right:\n{text}")
+            if "a.cpp -->" in text or "all of a.cpp" in text:
+                update_problems = check(root, compiler)[0]
+                if update_problems:
+                    sys.exit(f"self test: after --update {update_problems} for\n{text}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiler", default="c++")
     parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--update", action="store_true")
     parser.add_argument("root", nargs="?", type=pathlib.Path)
     args = parser.parse_args()
+    if args.update:
+        for document in update(args.root):
+            print(f"written: {document}")
+        return
     if args.self_test:
         self_test(args.compiler)
         return
