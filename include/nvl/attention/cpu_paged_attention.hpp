@@ -222,10 +222,10 @@ class CpuPagedAttention {
     constexpr int vectors = kHeadDim / simd::lanes;
     for (std::int32_t first = row.begin / simd::lanes * simd::lanes; first < row.end; first += simd::lanes) {
       simd::f32x16 dots[simd::lanes];
-#pragma GCC unroll 16
+      NVL_UNROLL
       for (int key = 0; key < simd::lanes; ++key) {
         dots[key] = simd::load(query) * simd::load(keys.k[first + key]);
-#pragma GCC unroll 16
+        NVL_UNROLL
         for (int i = 1; i < vectors; ++i) {
           dots[key] = simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[first + key] + i * simd::lanes), dots[key]);
         }
@@ -301,12 +301,12 @@ class CpuPagedAttention {
     for (std::int32_t key = begin; key < end; ++key) {
       const T* const value = keys.k[key] + keys.k_to_v;
       simd::f32x16 weight[kRows];
-#pragma GCC unroll 4
+      NVL_UNROLL
       for (int r = 0; r < kRows; ++r) { weight[r] = simd::broadcast(rows[r].scores[key]); }
-#pragma GCC unroll 16
+      NVL_UNROLL
       for (int i = 0; i < vectors; ++i) {
         const simd::f32x16 v = simd::load(value + i * simd::lanes);
-#pragma GCC unroll 4
+        NVL_UNROLL
         for (int r = 0; r < kRows; ++r) { sum[r][i] = simd::fma(weight[r], v, sum[r][i]); }
       }
     }

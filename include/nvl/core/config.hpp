@@ -23,3 +23,10 @@
 
 /// Hint for the few hot functions whose inlining the measured speed depends on.
 #define NVL_ALWAYS_INLINE inline __attribute__((always_inline))
+
+/// In front of a loop whose trip count is a small constant: arrays of registers stay registers only if it is unrolled.
+#if defined(__CUDACC__)
+#define NVL_UNROLL
+#else
+#define NVL_UNROLL _Pragma("GCC unroll 16")
+#endif

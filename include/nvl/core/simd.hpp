@@ -55,11 +55,9 @@ struct u32x16 {
   UintPart part[parts];
 };
 
-#define NVL_SIMD_UNROLL _Pragma("GCC unroll 4")
-
 NVL_ALWAYS_INLINE f32x16 broadcast(float value) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = FloatPart{} + value; }
   return r;
 }
@@ -80,25 +78,25 @@ NVL_ALWAYS_INLINE u32x16 load_u32(const void* p) noexcept {
 
 NVL_ALWAYS_INLINE f32x16 operator+(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = a.part[i] + b.part[i]; }
   return r;
 }
 NVL_ALWAYS_INLINE f32x16 operator-(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = a.part[i] - b.part[i]; }
   return r;
 }
 NVL_ALWAYS_INLINE f32x16 operator*(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = a.part[i] * b.part[i]; }
   return r;
 }
 NVL_ALWAYS_INLINE f32x16 operator/(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = a.part[i] / b.part[i]; }
   return r;
 }
@@ -107,7 +105,7 @@ NVL_ALWAYS_INLINE f32x16 operator/(const f32x16& a, const f32x16& b) noexcept {
 /// and not others, two loops over the same row could differ in the last bit.
 NVL_ALWAYS_INLINE f32x16 fma(const f32x16& a, const f32x16& b, const f32x16& c) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) {
 #if defined(__AVX512F__)
     r.part[i] = (FloatPart)_mm512_fmadd_ps((__m512)a.part[i], (__m512)b.part[i], (__m512)c.part[i]);
@@ -134,20 +132,20 @@ NVL_ALWAYS_INLINE float fma(float a, float b, float c) noexcept {
 /// Lane by lane; a NaN in `a` stays.
 NVL_ALWAYS_INLINE f32x16 max(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = a.part[i] < b.part[i] ? b.part[i] : a.part[i]; }
   return r;
 }
 NVL_ALWAYS_INLINE f32x16 min(const f32x16& a, const f32x16& b) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = b.part[i] < a.part[i] ? b.part[i] : a.part[i]; }
   return r;
 }
 /// Clears the sign.
 NVL_ALWAYS_INLINE f32x16 abs(const f32x16& a) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = (FloatPart)((UintPart)a.part[i] & 0x7fffffffu); }
   return r;
 }
@@ -194,12 +192,12 @@ NVL_ALWAYS_INLINE f32x16 sums(const f32x16 (&v)[lanes]) noexcept {
 #if defined(__AVX512F__)
   // Four rounds, each of which adds halves and puts two vectors into one.
   __m512 a[8], b[4];
-#pragma GCC unroll 8
+  NVL_UNROLL
   for (int i = 0; i < 8; ++i) {
     const __m512 x = (__m512)v[2 * i].part[0], y = (__m512)v[2 * i + 1].part[0];
     a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
   }
-#pragma GCC unroll 4
+  NVL_UNROLL
   for (int i = 0; i < 4; ++i) {
     const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
     b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
@@ -232,20 +230,20 @@ NVL_ALWAYS_INLINE float horizontal_max(const f32x16& v) noexcept {
 
 NVL_ALWAYS_INLINE u32x16 shift_right(const u32x16& v, unsigned bits) noexcept {
   u32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = v.part[i] >> bits; }
   return r;
 }
 NVL_ALWAYS_INLINE u32x16 bit_and(const u32x16& v, std::uint32_t mask) noexcept {
   u32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = v.part[i] & mask; }
   return r;
 }
 /// Lanes below 2^31, as float.
 NVL_ALWAYS_INLINE f32x16 to_float(const u32x16& v) noexcept {
   f32x16 r;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) { r.part[i] = __builtin_convertvector((IntPart)v.part[i], FloatPart); }
   return r;
 }
@@ -337,7 +335,7 @@ NVL_ALWAYS_INLINE f32x16 exp(const f32x16& x) noexcept {
   p = fma(p, r, broadcast(5.0000001201e-1f));
   p = fma(p, r * r, r + broadcast(1.0f));
   f32x16 result;
-  NVL_SIMD_UNROLL
+  NVL_UNROLL
   for (int i = 0; i < parts; ++i) {
     const UintPart exponent = ((UintPart)shifted.part[i] - 0x4b400000u + 127u) << 23;
     const FloatPart scaled = p.part[i] * (FloatPart)exponent;
@@ -386,7 +384,5 @@ NVL_ALWAYS_INLINE f32x16 join_bytes(const i32x16& high, const i32x16& low) noexc
   return r;
 }
 #endif
-
-#undef NVL_SIMD_UNROLL
 
 }  // namespace nvl::inline NVL_ABI::simd

@@ -57,10 +57,10 @@ struct FloatTile {
   simd::f32x16 sum[kPanels][kRows] = {};
 
   NVL_ALWAYS_INLINE void add(const simd::f32x16 (&w)[kPanels], const float* x, std::int64_t x_stride) noexcept {
-#pragma GCC unroll 16
+    NVL_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const simd::f32x16 value = simd::broadcast(x[r * x_stride]);
-#pragma GCC unroll 4
+      NVL_UNROLL
       for (int p = 0; p < kPanels; ++p) { sum[p][r] = simd::fma(w[p], value, sum[p][r]); }
     }
   }
@@ -74,7 +74,7 @@ NVL_ALWAYS_INLINE void add_features(FloatTile<kPanels, kRows>& tile, const Panel
   simd::f32x16 weights[kPanels];
   if constexpr (layout.step_features == 1) {
     for (std::int64_t k = begin; k < end; ++k) {
-#pragma GCC unroll 4
+      NVL_UNROLL
       for (int p = 0; p < kPanels; ++p) {
         const std::byte* const at = w.values(panels[p]) + k * layout.value_bytes;
         if constexpr (kFormat == PanelFormat::f32) {
@@ -208,11 +208,11 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
   const QuantScale* const x_scales = x.scales + row * x.num_blocks;
   simd::f32x16 total[kPanels][kRows] = {};
   for (std::int64_t block = 0; block < x.num_blocks; ++block) {
-#pragma GCC unroll 4
+    NVL_UNROLL
     for (int p = 0; p < kPanels; ++p) {
       simd::bytes64 quants[8];  // of input features 4g .. 4g + 3
       const std::byte* const at = values[p] + block * layout.value_bytes;
-#pragma GCC unroll 8
+      NVL_UNROLL
       for (int g = 0; g < 8; ++g) {
         if constexpr (kFormat == PanelFormat::q8_0) {
           quants[g] = simd::load_bytes(at + g * 64);
@@ -228,7 +228,7 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
       const simd::f32x16 scale = simd::load_fp16(scale_at);
       simd::f32x16 minimum = simd::zero();
       if constexpr (kFormat == PanelFormat::q4_1) { minimum = simd::load_fp16(scale_at + 32); }
-#pragma GCC unroll 16
+      NVL_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const QuantBlock& xb = x_values[r * x.num_blocks + block];
         const QuantScale& xs = x_scales[r * x.num_blocks + block];
@@ -236,7 +236,7 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
         simd::i32x16 low = simd::broadcast_i32(kFormat == PanelFormat::q8_0   ? xs.minus_128_sums
                                                : kFormat == PanelFormat::q4_0 ? xs.minus_8_sums
                                                                               : 0);
-#pragma GCC unroll 8
+        NVL_UNROLL
         for (int g = 0; g < 8; ++g) {
           std::int32_t four_high, four_low;
           std::memcpy(&four_high, xb.high + 4 * g, 4);

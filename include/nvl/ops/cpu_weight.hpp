@@ -122,7 +122,8 @@ class PanelMatrix {
     std::int64_t feature = 0;
     for (const HostTensor* part : parts) {
       const std::int64_t rows = part->num_rows();
-      const std::int64_t row_bytes = in_features_ / info(part->dtype).block_elements * std::int64_t{info(part->dtype).block_bytes};
+      const DTypeInfo& type = info(part->dtype);
+      const std::int64_t row_bytes = std::int64_t{in_features_} / type.block_elements * type.block_bytes;
       for (std::int64_t r = 0; r < rows; ++r, ++feature) {
         const std::byte* const source = part->data.data() + r * row_bytes;
         std::byte* const values = values_.data() + feature / panel_features * value_stride_;

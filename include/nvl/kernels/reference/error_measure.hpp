@@ -39,9 +39,10 @@ inline constexpr double max_nmse<bf16> = 5e-6;
 template <>
 inline constexpr double max_nmse<fp16> = 1e-7;
 
-/// The same for a few outputs, whose rounding errors do not average out: half a unit in the last place of each, squared.
+/// The same for a few outputs, whose errors do not average out: half a unit in the last place of each, squared; of float,
+/// what sums that cancel leave.
 template <class T>
-inline constexpr double max_nmse_of_few = max_nmse<T>;
+inline constexpr double max_nmse_of_few = 1e-11;
 template <>
 inline constexpr double max_nmse_of_few<bf16> = 0x1p-16;
 template <>
