@@ -197,3 +197,13 @@ TEST_CASE("an entry of a batch asks for a sample exactly when it ends at the las
   CHECK(batch.empty());
   CHECK(batch.num_tokens == 0);
 }
+
+TEST_CASE("a sequence that got its blocks without an admission is published from its root", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(4);
+  Sequence seq = sequence(8);
+  seq.prefix_root = allocator.root("salt");
+  REQUIRE(try_grow(seq, allocator, 8, block_size));
+  seq.num_computed = 8;
+  publish_full_blocks(seq, allocator, block_size);
+  CHECK(allocator.lookup(allocator.root("salt"), seq.tokens) == 8);
+}

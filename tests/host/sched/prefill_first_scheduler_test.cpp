@@ -267,3 +267,27 @@ TEST_CASE("a scheduler that was moved goes on with its sequences", "[sched][host
   second.schedule(allocator, batch);
   CHECK(batch.seqs.size() == 2);
 }
+
+TEST_CASE("what is known of a sequence that did not fit goes with it", "[sched][host]") {
+  FreeListAllocator allocator({.num_blocks = 4, .block_size = 4});
+  PrefillFirstScheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 16, .block_size = 4});
+  Sequence first, second;
+  first.tokens = prompt(4);
+  second.tokens = prompt(16);
+  scheduler.add(first);
+  scheduler.add(second);
+  ScheduledBatch batch;
+  scheduler.schedule(allocator, batch);
+  CHECK(scheduler.num_waiting() == 1);
+  first.tokens.push_back(1);
+  batch.clear();
+  scheduler.schedule(allocator, batch);  // `second` does not fit with two blocks free
+  scheduler.remove(second);
+  second.tokens = prompt(1);  // another sequence in the same place of memory
+  scheduler.add(second);
+  batch.clear();
+  first.tokens.push_back(1);
+  scheduler.schedule(allocator, batch);
+  REQUIRE(batch.seqs.size() == 1);
+  CHECK(batch.seqs[0].seq == &second);
+}
