@@ -46,7 +46,9 @@ template <BlockHash Hash = Xxh3BlockHash>
 class BasicPrefixCacheAllocator {
  public:
   explicit BasicPrefixCacheAllocator(const BlockPoolShape& shape, Hash hash = {})
-      : hash_(std::move(hash)), block_size_(shape.block_size), num_blocks_(shape.num_blocks) {
+      : hash_(std::move(hash)),
+        block_size_(shape.block_size),
+        num_blocks_(shape.num_blocks) {
     NVL_EXPECTS(shape.block_size >= 1, "BlockPoolShape::block_size", shape.block_size, "at least 1");
     NVL_EXPECTS(shape.num_blocks < none, "BlockPoolShape::num_blocks", shape.num_blocks, "below 2^32 - 1");
     blocks_.resize(num_blocks_);
@@ -126,7 +128,7 @@ class BasicPrefixCacheAllocator {
     assert(block.num_owners > 0);
     const Place place = find(parent, tokens);
     if (place.block != none && block.serial == blocks_[place.block].serial) { return id_of(block); }  // published before
-    if (block.serial != 0) { withdraw(b); }  // it held something else
+    if (block.serial != 0) { withdraw(b); }                                                           // it held something else
     if (place.block == none) {
       block.serial = ++last_serial_;
       block.parent = parent;
@@ -166,14 +168,14 @@ class BasicPrefixCacheAllocator {
   /// Free: no owner, serial 0, in free_. Idle: no owner, in the table and the LRU list. In use: owners, and in the table, or a
   /// twin of one that is, or not published (serial 0). An idle block has no twins.
   struct Block {
-    PrefixId parent;             // the prefix before it; set while it is in the table
-    std::uint64_t serial = 0;    // of the prefix that it ends; 0 = not published
+    PrefixId parent;           // the prefix before it; set while it is in the table
+    std::uint64_t serial = 0;  // of the prefix that it ends; 0 = not published
     std::uint32_t num_owners = 0;
-    std::uint32_t bucket = none;       // of the table; none: not in it
+    std::uint32_t bucket = none;  // of the table; none: not in it
     std::uint32_t bucket_next = none;
-    std::uint32_t idle_prev = none;    // less recently released
+    std::uint32_t idle_prev = none;  // less recently released
     std::uint32_t idle_next = none;
-    std::uint32_t twin_prev = none;    // ring of blocks with the same serial; itself when alone
+    std::uint32_t twin_prev = none;  // ring of blocks with the same serial; itself when alone
     std::uint32_t twin_next = none;
   };
 
@@ -194,7 +196,9 @@ class BasicPrefixCacheAllocator {
   Place find(PrefixId parent, std::span<const TokenId> tokens) const noexcept {
     const auto bucket = static_cast<std::uint32_t>(hash_(parent, tokens) & (buckets_.size() - 1));
     std::uint32_t b = buckets_[bucket];
-    while (b != none && !(blocks_[b].parent == parent && std::ranges::equal(tokens_of(b), tokens))) { b = blocks_[b].bucket_next; }
+    while (b != none && !(blocks_[b].parent == parent && std::ranges::equal(tokens_of(b), tokens))) {
+      b = blocks_[b].bucket_next;
+    }
     return {bucket, b};
   }
 

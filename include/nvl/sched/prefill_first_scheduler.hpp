@@ -128,7 +128,9 @@ class PrefillFirstScheduler {
     auto next = line_.begin();
     for (std::uint32_t planned = 0; planned < num_running_; ++planned, ++next) {
       Sequence& seq = *next->seq;
-      while (next->running && !try_grow(seq, allocator, seq.num_tokens(), options_.block_size)) { preempt_last(allocator, batch); }
+      while (next->running && !try_grow(seq, allocator, seq.num_tokens(), options_.block_size)) {
+        preempt_last(allocator, batch);
+      }
       if (next->running) { append_chunk(batch, seq, 1); }
     }
   }
@@ -150,7 +152,7 @@ class PrefillFirstScheduler {
   SchedulerOptions options_;
   Line line_;
   std::unordered_map<const Sequence*, Line::iterator> places_;
-  Line::iterator last_running_{};       // meaningless while nothing runs
+  Line::iterator last_running_{};  // meaningless while nothing runs
   std::uint32_t num_running_ = 0;
   const Sequence* blocked_ = nullptr;   // the waiting sequence that did not get its blocks ...
   std::uint32_t blocked_num_free_ = 0;  // ... when so many were free
