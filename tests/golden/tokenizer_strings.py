@@ -88,4 +88,5 @@ def code_point_text(c):
 
 
 def code_points():
-    return [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
+    """All that Unicode 16 assigns, but for private use: blocks up to the last Han extension, and the tags."""
+    return [c for c in range(0x323B0) if not 0xD800 <= c <= 0xF8FF] + list(range(0xE0000, 0xE01F0))

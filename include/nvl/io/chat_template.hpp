@@ -158,7 +158,7 @@ inline std::optional<std::string> literal_between(std::string_view text, std::st
     if (end == std::string_view::npos) { return std::nullopt; }
     std::size_t quote = rest.find('\'');
     while (quote != std::string_view::npos && quote > 0 && rest[quote - 1] == '\\') { quote = rest.find('\'', quote + 1); }
-    if (end < quote) { return unescape_literal(rest.substr(0, end)); }
+    if (end <= quote) { return unescape_literal(rest.substr(0, end)); }
   }
   return std::nullopt;
 }

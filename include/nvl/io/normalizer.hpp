@@ -21,25 +21,28 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Normalization form C (Unicode Standard Annex 15): canonical decomposition, canonical order, composition. `text` must be
-/// well-formed UTF-8. Linear but for sorting each run of combining marks, so long runs of marks stay cheap.
-inline std::string to_nfc(std::string_view text) {
-  constexpr char32_t first_that_changes = 0x300;  // text below it is in form C already
-  std::vector<utf8proc_int32_t> points;
-  points.reserve(text.size());
-  bool changes = false;
-  for (std::size_t pos = 0; pos < text.size();) {
-    const Utf8Char c = read_utf8(text, pos);
-    pos += c.length;
-    changes = changes || c.code_point >= first_that_changes;
-    std::array<utf8proc_int32_t, 8> parts{};  // the longest canonical decomposition has 4 code points
-    int boundary = 0;
-    const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code_point), parts.data(), std::ssize(parts),
-                                               UTF8PROC_DECOMPOSE, &boundary);
-    points.insert(points.end(), parts.begin(), parts.begin() + std::clamp<std::ptrdiff_t>(count, 0, std::ssize(parts)));
-  }
-  if (!changes) { return std::string(text); }
+namespace detail {
 
+/// Characters with a combining class or a composition that Unicode got after version 9. Hugging Face's tokenizers normalise by
+/// Unicode 9, where these are characters like any other that nothing moves across; ids depend on it.
+inline constexpr std::array<std::pair<char32_t, char32_t>, 42> assigned_after_unicode_9{{
+    {0x7FD, 0x7FD},     {0x897, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},     {0xD3B, 0xD3C},
+    {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x105C0, 0x105F3},
+    {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070},
+    {0x1133B, 0x1133B}, {0x11380, 0x113E2}, {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11938}, {0x1193D, 0x1193E},
+    {0x11943, 0x11943}, {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+    {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16100, 0x16139}, {0x16D40, 0x16D79}, {0x16FF0, 0x16FF1},
+    {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1E5EE, 0x1E5EF},
+}};
+
+inline bool is_assigned_after_unicode_9(char32_t c) noexcept {
+  if (c < assigned_after_unicode_9.front().first) { return false; }
+  return std::any_of(assigned_after_unicode_9.begin(), assigned_after_unicode_9.end(),
+                     [&](const auto& range) { return c >= range.first && c <= range.second; });
+}
+
+/// Puts decomposed code points in canonical order and composes them, in place; linear but for sorting each run of marks.
+inline void order_and_compose(std::vector<utf8proc_int32_t>& points) {
   const auto combining_class = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
   for (auto it = points.begin(); it != points.end();) {
     const auto run = std::find_if(it, points.end(), [&](utf8proc_int32_t c) { return combining_class(c) != 0; });
@@ -47,10 +50,42 @@ inline std::string to_nfc(std::string_view text) {
     std::stable_sort(run, run_end, [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining_class(a) < combining_class(b); });
     it = run_end;
   }
-  const auto length = utf8proc_normalize_utf32(points.data(), std::ssize(points), static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+  const auto length =
+      utf8proc_normalize_utf32(points.data(), std::ssize(points), static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+  points.resize(static_cast<std::size_t>(std::max<utf8proc_ssize_t>(length, 0)));
+}
+
+}  // namespace detail
+
+/// Normalization form C (Unicode Standard Annex 15) by the tables of Unicode 9, as Hugging Face's tokenizers have it. `text`
+/// must be well-formed UTF-8.
+inline std::string to_nfc(std::string_view text) {
+  constexpr char first_lead_byte = '\xCC';  // of U+0300; characters below are in form C already
+  const auto below = [](char c) { return static_cast<unsigned char>(c) < static_cast<unsigned char>(first_lead_byte); };
+  if (std::all_of(text.begin(), text.end(), below)) { return std::string(text); }
   std::string out;
   out.reserve(text.size());
-  for (std::ptrdiff_t i = 0; i < length; ++i) { append_utf8(out, static_cast<char32_t>(points[static_cast<std::size_t>(i)])); }
+  std::vector<utf8proc_int32_t> points;  // decomposed, since the last character that nothing moves across
+  const auto flush = [&] {
+    detail::order_and_compose(points);
+    for (const utf8proc_int32_t c : points) { append_utf8(out, static_cast<char32_t>(c)); }
+    points.clear();
+  };
+  for (std::size_t pos = 0; pos < text.size();) {
+    const Utf8Char c = read_utf8(text, pos);
+    pos += c.length;
+    if (detail::is_assigned_after_unicode_9(c.code_point)) {
+      flush();
+      append_utf8(out, c.code_point);
+      continue;
+    }
+    std::array<utf8proc_int32_t, 8> parts{};  // the longest canonical decomposition has 4 code points
+    int boundary = 0;
+    const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code_point), parts.data(), std::ssize(parts),
+                                               UTF8PROC_DECOMPOSE, &boundary);
+    points.insert(points.end(), parts.begin(), parts.begin() + std::clamp<std::ptrdiff_t>(count, 0, std::ssize(parts)));
+  }
+  flush();
   return out;
 }
 

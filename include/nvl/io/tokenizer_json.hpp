@@ -317,6 +317,14 @@ class TokenizerJsonReader {
   }
 
   void build_vocabulary() {
+    // The decoder spells an added token that is looked for in normalized text in its normalized form.
+    std::vector<std::string> normalized;
+    normalized.reserve(parts_.added.size());
+    for (const AddedToken& token : parts_.added) {
+      if (!token.normalized) { continue; }
+      normalized.push_back(parts_.normalizer.apply(token.content));
+      tokens_[static_cast<std::size_t>(token.id)] = normalized.back();
+    }
     std::vector<std::string> bytes;
     bytes.reserve(tokens_.size());
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
