@@ -108,7 +108,7 @@ TEMPLATE_TEST_CASE("a row's result does not depend on the other rows, their numb
       CAPTURE(rows);
       std::vector<float> actual(static_cast<std::size_t>(rows * out));
       batched(actual.data(), x.data(), w, rows);
-      REQUIRE(std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)) == 0);
+      REQUIRE((rows == 0 || std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)) == 0));
     }
   }
 }
