@@ -5,7 +5,8 @@
 #include <cstdio>
 #include <string>
 
-using MyEngine = nvl::Engine<nvl::PrefillFirstScheduler, nvl::PrefixCacheAllocator, nvl::CpuPagedAttention<float>, nvl::SingleDevice>;
+using MyEngine =
+    nvl::Engine<nvl::PrefillFirstScheduler, nvl::PrefixCacheAllocator, nvl::CpuPagedAttention<float>, nvl::SingleDevice>;
 
 int main() {
   nvl::ModelConfig config;

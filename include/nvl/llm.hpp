@@ -28,10 +28,10 @@
 namespace nvl::inline NVL_ABI {
 
 struct LlmOptions {
-  EngineOptions engine;         // token_text is filled in with the model's tokenizer
-  std::optional<DType> dtype;   // of activations and KV; none = from the checkpoint
-  bool check_tensors = false;   // refuse weights that are NaN or infinite
-  LoadProgress progress;        // called while weights load
+  EngineOptions engine{};        // token_text is filled in with the model's tokenizer
+  std::optional<DType> dtype{};  // of activations and KV; none = from the checkpoint
+  bool check_tensors = false;    // refuse weights that are NaN or infinite
+  LoadProgress progress{};       // called while weights load
 };
 
 /// A model, its tokenizer and an engine for it. Not thread-safe.
@@ -57,7 +57,9 @@ class LLM {
   /// Continues each prompt. Text that spells a special token becomes that token.
   std::vector<Completion> generate(const std::vector<std::string>& prompts, const SamplingParams& sampling) {
     std::vector<Request> requests;
-    for (const std::string& prompt : prompts) { requests.push_back({.prompt_ids = tokenizer_->encode(prompt), .sampling = sampling}); }
+    for (const std::string& prompt : prompts) {
+      requests.push_back({.prompt_ids = tokenizer_->encode(prompt), .sampling = sampling});
+    }
     return engine_->generate(std::move(requests));
   }
   std::vector<Completion> generate(const std::vector<std::string>& prompts) { return generate(prompts, default_sampling()); }
@@ -94,8 +96,8 @@ class LLM {
     if (broken.empty()) { return; }
     std::string list;
     for (const NonFiniteTensor& tensor : broken) {
-      list += (list.empty() ? "" : ", ") + tensor.name + " (" + std::to_string(tensor.count) + " of its values, the first at index " +
-              std::to_string(tensor.first) + ")";
+      list += (list.empty() ? "" : ", ") + tensor.name + " (" + std::to_string(tensor.count) +
+              " of its values, the first at index " + std::to_string(tensor.first) + ")";
     }
     raise(FileError(checkpoint.path().string(), "weights are NaN or infinite: " + list));
   }

@@ -70,7 +70,8 @@ class LetterText final : public nvl::TokenText {
     }
   }
   std::string_view bytes(nvl::TokenId id) const noexcept override {
-    return id >= 0 && static_cast<std::size_t>(id) < pieces_.size() ? std::string_view(pieces_[static_cast<std::size_t>(id)]) : "";
+    return id >= 0 && static_cast<std::size_t>(id) < pieces_.size() ? std::string_view(pieces_[static_cast<std::size_t>(id)])
+                                                                    : "";
   }
   bool is_special(nvl::TokenId id) const noexcept override { return id == 7; }
 

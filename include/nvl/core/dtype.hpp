@@ -41,7 +41,7 @@ struct fp16 {
     if (mag > 0x7f800000u) {
       half = 0x7e00u;  // NaN
     } else if (mag >= 0x477ff000u) {
-      half = 0x7c00u;  // rounds to infinity
+      half = 0x7c00u;                 // rounds to infinity
     } else if (mag >= 0x38800000u) {  // normal: rebias the exponent by 112, round the 13 bits that go
       const std::uint32_t rebased = mag - 0x38000000u;
       half = (rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13;
@@ -68,7 +68,22 @@ struct fp16 {
 
 /// What a tensor's bytes mean. Block-quantised types hold `dtype_block_elements` consecutive elements of a row in one block of
 /// `dtype_block_bytes`; their layouts are those of GGUF.
-enum class DType : std::uint8_t { float32, float16, bfloat16, int8, int32, int64, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k };
+enum class DType : std::uint8_t {
+  float32,
+  float16,
+  bfloat16,
+  int8,
+  int32,
+  int64,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q4_k,
+  q5_k,
+  q6_k
+};
 
 struct DTypeInfo {
   DType type;

@@ -28,7 +28,10 @@ class Error : public std::runtime_error {
 class InvalidArgument : public Error {
  public:
   InvalidArgument(std::string field, std::string value, std::string rule)
-      : Error(field + " is " + value + ": must be " + rule), field_(std::move(field)), value_(std::move(value)), rule_(std::move(rule)) {}
+      : Error(field + " is " + value + ": must be " + rule),
+        field_(std::move(field)),
+        value_(std::move(value)),
+        rule_(std::move(rule)) {}
 
   const std::string& field() const noexcept { return field_; }
   const std::string& value() const noexcept { return value_; }
@@ -91,9 +94,7 @@ void contain(Work&& work, OnError&& on_error) {
 #if defined(__cpp_exceptions)
   try {
     std::forward<Work>(work)();
-  } catch (const std::exception& error) {
-    std::forward<OnError>(on_error)(error.what());
-  } catch (...) {
+  } catch (const std::exception& error) { std::forward<OnError>(on_error)(error.what()); } catch (...) {
     std::forward<OnError>(on_error)("an exception that is not a std::exception");
   }
 #else
@@ -125,11 +126,9 @@ std::string to_text(const T& value) {
 }  // namespace detail
 
 /// Throws InvalidArgument "<field> is <value>: must be <rule>" unless `condition` holds.
-#define NVL_EXPECTS(condition, field, value, rule)                                                           \
-  do {                                                                                                       \
-    if (!(condition)) [[unlikely]] {                                                                         \
-      ::nvl::raise(::nvl::InvalidArgument((field), ::nvl::detail::to_text(value), (rule)));                  \
-    }                                                                                                        \
+#define NVL_EXPECTS(condition, field, value, rule)                                                                           \
+  do {                                                                                                                       \
+    if (!(condition)) [[unlikely]] { ::nvl::raise(::nvl::InvalidArgument((field), ::nvl::detail::to_text(value), (rule))); } \
   } while (false)
 
 }  // namespace nvl::inline NVL_ABI

@@ -29,41 +29,41 @@ struct RopeConfig {
   double theta = 10000.0;
   RotaryLayout layout = RotaryLayout::half;
   RopeScaling scaling = RopeScaling::none;
-  double factor = 1.0;                     // linear, llama3, yarn
-  double low_freq_factor = 1.0;            // llama3
-  double high_freq_factor = 4.0;           // llama3
-  std::int32_t original_max_positions = 0; // [tokens] llama3, yarn: the context that the model was trained on
-  double beta_fast = 32.0;                 // yarn
-  double beta_slow = 1.0;                  // yarn
-  double attention_factor = 0.0;           // yarn: multiplies cos and sin; 0 = 0.1 ln(factor) + 1
-  bool truncate = true;                    // yarn: round the correction range to whole dimensions
-  std::vector<float> freq_factors{};       // [head_dim / 2] each inverse frequency is divided by its factor, after all
-                                           // scaling above; empty = none. GGUF files store llama3 scaling like this.
+  double factor = 1.0;                      // linear, llama3, yarn
+  double low_freq_factor = 1.0;             // llama3
+  double high_freq_factor = 4.0;            // llama3
+  std::int32_t original_max_positions = 0;  // [tokens] llama3, yarn: the context that the model was trained on
+  double beta_fast = 32.0;                  // yarn
+  double beta_slow = 1.0;                   // yarn
+  double attention_factor = 0.0;            // yarn: multiplies cos and sin; 0 = 0.1 ln(factor) + 1
+  bool truncate = true;                     // yarn: round the correction range to whole dimensions
+  std::vector<float> freq_factors{};        // [head_dim / 2] each inverse frequency is divided by its factor, after all
+                                            // scaling above; empty = none. GGUF files store llama3 scaling like this.
 };
 
 struct ModelConfig {
-  std::string architecture;                 // "llama", "mistral", "qwen2", "qwen3"
-  std::int32_t vocab_size = 0;              // rows of the embedding
+  std::string architecture;     // "llama", "mistral", "qwen2", "qwen3"
+  std::int32_t vocab_size = 0;  // rows of the embedding
   std::int32_t hidden_size = 0;
-  std::int32_t intermediate_size = 0;       // width of the MLP
+  std::int32_t intermediate_size = 0;  // width of the MLP
   std::int32_t num_layers = 0;
   std::int32_t num_q_heads = 0;
-  std::int32_t num_kv_heads = 0;            // divides num_q_heads
-  std::int32_t head_dim = 0;                // even; need not be hidden_size / num_q_heads
-  std::int32_t max_position_embeddings = 0; // [tokens] the longest context the model serves
+  std::int32_t num_kv_heads = 0;             // divides num_q_heads
+  std::int32_t head_dim = 0;                 // even; need not be hidden_size / num_q_heads
+  std::int32_t max_position_embeddings = 0;  // [tokens] the longest context the model serves
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   Activation activation = Activation::silu;
-  std::int32_t sliding_window = 0;          // [tokens] a query sees itself and window - 1 tokens before; 0 = all
-  std::int32_t first_windowed_layer = 0;    // layers before this one see all tokens (Qwen2's max_window_layers)
-  bool tie_word_embeddings = false;         // the output projection is the embedding
+  std::int32_t sliding_window = 0;        // [tokens] a query sees itself and window - 1 tokens before; 0 = all
+  std::int32_t first_windowed_layer = 0;  // layers before this one see all tokens (Qwen2's max_window_layers)
+  bool tie_word_embeddings = false;       // the output projection is the embedding
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;                     // RMSNorm over head_dim of each Q and K head, before RoPE
-  DType dtype = DType::float32;             // what the checkpoint is mostly stored in; "auto" picks from it
-  std::vector<TokenId> eos_token_ids;       // any of them ends a sequence
-  TokenId bos_token_id = -1;                // -1: none
+  bool qk_norm = false;                // RMSNorm over head_dim of each Q and K head, before RoPE
+  DType dtype = DType::float32;        // what the checkpoint is mostly stored in; "auto" picks from it
+  std::vector<TokenId> eos_token_ids;  // any of them ends a sequence
+  TokenId bos_token_id = -1;           // -1: none
 
   std::int32_t q_size() const noexcept { return num_q_heads * head_dim; }
   std::int32_t kv_size() const noexcept { return num_kv_heads * head_dim; }
@@ -86,7 +86,8 @@ inline void validate(const ModelConfig& c) {
   NVL_EXPECTS(c.head_dim > 0 && c.head_dim <= 1024 && c.head_dim % 2 == 0, "head_dim", c.head_dim, "even and 2 to 1024");
   NVL_EXPECTS(c.max_position_embeddings > 0 && c.max_position_embeddings <= (1 << 26), "max_position_embeddings",
               c.max_position_embeddings, "1 to 2^26");
-  NVL_EXPECTS(std::isfinite(c.rms_norm_eps) && c.rms_norm_eps >= 0 && c.rms_norm_eps < 1, "rms_norm_eps", c.rms_norm_eps, "in [0, 1)");
+  NVL_EXPECTS(std::isfinite(c.rms_norm_eps) && c.rms_norm_eps >= 0 && c.rms_norm_eps < 1, "rms_norm_eps", c.rms_norm_eps,
+              "in [0, 1)");
   NVL_EXPECTS(c.sliding_window >= 0, "sliding_window", c.sliding_window, "0 (off) or positive");
   NVL_EXPECTS(c.first_windowed_layer >= 0, "max_window_layers", c.first_windowed_layer, "not negative");
   const RopeConfig& r = c.rope;
@@ -95,10 +96,12 @@ inline void validate(const ModelConfig& c) {
     NVL_EXPECTS(std::isfinite(r.factor) && r.factor >= 1 && r.factor <= 1e6, "rope_scaling.factor", r.factor, "in [1, 1e6]");
   }
   if (r.scaling == RopeScaling::llama3 || r.scaling == RopeScaling::yarn) {
-    NVL_EXPECTS(r.original_max_positions > 0, "rope_scaling.original_max_position_embeddings", r.original_max_positions, "positive");
+    NVL_EXPECTS(r.original_max_positions > 0, "rope_scaling.original_max_position_embeddings", r.original_max_positions,
+                "positive");
   }
   if (r.scaling == RopeScaling::llama3) {
-    NVL_EXPECTS(std::isfinite(r.low_freq_factor) && r.low_freq_factor > 0, "rope_scaling.low_freq_factor", r.low_freq_factor, "positive");
+    NVL_EXPECTS(std::isfinite(r.low_freq_factor) && r.low_freq_factor > 0, "rope_scaling.low_freq_factor", r.low_freq_factor,
+                "positive");
     NVL_EXPECTS(std::isfinite(r.high_freq_factor) && r.high_freq_factor > r.low_freq_factor, "rope_scaling.high_freq_factor",
                 r.high_freq_factor, "above low_freq_factor");
   }

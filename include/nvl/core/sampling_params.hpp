@@ -23,22 +23,22 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;  // of tokens in prompt and output: positive logits / penalty, negative * penalty
   float presence_penalty = 0.0f;    // subtracted once from tokens in the output
   float frequency_penalty = 0.0f;   // subtracted per occurrence in the output
-  std::vector<std::pair<TokenId, float>> logit_bias;  // added to the logits before everything else
-  std::optional<std::uint64_t> seed;  // none: the engine draws one and reports it with the result
-  std::int32_t max_tokens = 16;     // [tokens] of output
-  std::int32_t min_tokens = 0;      // [tokens] before which no stop rule holds; end-of-sequence and stop ids are masked
-  std::vector<TokenId> stop_token_ids;
-  std::vector<std::string> stop;    // byte strings; the output is cut before the first match
+  std::vector<std::pair<TokenId, float>> logit_bias{};  // added to the logits before everything else
+  std::optional<std::uint64_t> seed{};                  // none: the engine draws one and reports it with the result
+  std::int32_t max_tokens = 16;                         // [tokens] of output
+  std::int32_t min_tokens = 0;  // [tokens] before which no stop rule holds; end-of-sequence and stop ids are masked
+  std::vector<TokenId> stop_token_ids{};
+  std::vector<std::string> stop{};  // byte strings; the output is cut before the first match
   bool include_stop_str_in_output = false;
   bool ignore_eos = false;
-  bool skip_special_tokens = true;  // special tokens produce no text
-  std::optional<std::int32_t> logprobs;  // with each token its log-probability and those of the n most likely; 0 = only its own
+  bool skip_special_tokens = true;         // special tokens produce no text
+  std::optional<std::int32_t> logprobs{};  // with each token its log-probability and those of the n most likely; 0 = only its own
 };
 
 /// What protects an engine from one request. Every limit is a number that a host may change.
 struct RequestLimits {
   std::int32_t max_stop_strings = 16;
-  std::int32_t max_stop_bytes = 256;       // [bytes] of one stop string
+  std::int32_t max_stop_bytes = 256;  // [bytes] of one stop string
   std::int32_t max_stop_token_ids = 1024;
   std::int32_t max_logit_bias = 1024;
   std::int32_t max_logprobs = 20;
@@ -58,15 +58,18 @@ inline void validate(const SamplingParams& p, std::int32_t vocab_size, const Req
   NVL_EXPECTS(p.max_tokens >= 1, "max_tokens", p.max_tokens, "at least 1");
   NVL_EXPECTS(p.min_tokens >= 0 && p.min_tokens <= p.max_tokens, "min_tokens", p.min_tokens,
               "0 to max_tokens (" + std::to_string(p.max_tokens) + ")");
-  NVL_EXPECTS(std::ssize(p.logit_bias) <= limits.max_logit_bias, "logit_bias", p.logit_bias.size(), below("entries", limits.max_logit_bias));
+  NVL_EXPECTS(std::ssize(p.logit_bias) <= limits.max_logit_bias, "logit_bias", p.logit_bias.size(),
+              below("entries", limits.max_logit_bias));
   for (const auto& [id, bias] : p.logit_bias) {
-    NVL_EXPECTS(id >= 0 && id < vocab_size, "logit_bias token id", id, "below the vocabulary size (" + std::to_string(vocab_size) + ")");
+    NVL_EXPECTS(id >= 0 && id < vocab_size, "logit_bias token id", id,
+                "below the vocabulary size (" + std::to_string(vocab_size) + ")");
     NVL_EXPECTS(finite_in(bias, -1e4f, 1e4f), "logit_bias of token " + std::to_string(id), bias, "in [-10000, 10000]");
   }
   NVL_EXPECTS(std::ssize(p.stop_token_ids) <= limits.max_stop_token_ids, "stop_token_ids", p.stop_token_ids.size(),
               below("ids", limits.max_stop_token_ids));
   for (const TokenId id : p.stop_token_ids) {
-    NVL_EXPECTS(id >= 0 && id < vocab_size, "stop_token_ids", id, "below the vocabulary size (" + std::to_string(vocab_size) + ")");
+    NVL_EXPECTS(id >= 0 && id < vocab_size, "stop_token_ids", id,
+                "below the vocabulary size (" + std::to_string(vocab_size) + ")");
   }
   NVL_EXPECTS(std::ssize(p.stop) <= limits.max_stop_strings, "stop", p.stop.size(), below("strings", limits.max_stop_strings));
   for (const std::string& s : p.stop) {

@@ -46,15 +46,15 @@ struct SamplingRow {
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  std::int32_t top_k = 0;           // 0 = all
-  std::int32_t num_logprobs = -1;   // -1: none; n: of the chosen token and of the n most likely
-  std::uint64_t seed = 0;           // random numbers are a function of (seed, choice, output_index) only
+  std::int32_t top_k = 0;          // 0 = all
+  std::int32_t num_logprobs = -1;  // -1: none; n: of the chosen token and of the n most likely
+  std::uint64_t seed = 0;          // random numbers are a function of (seed, choice, output_index) only
   std::uint32_t choice = 0;
-  std::uint32_t output_index = 0;   // [tokens] of output before this one
-  IndexRange bias;                  // into StepInput::logit_bias
-  IndexRange banned;                // into StepInput::banned: these tokens cannot be chosen
-  IndexRange history;               // into StepInput::history: prompt and output so far; empty when no penalty is set
-  std::uint32_t num_prompt = 0;     // how many of `history` are prompt
+  std::uint32_t output_index = 0;  // [tokens] of output before this one
+  IndexRange bias;                 // into StepInput::logit_bias
+  IndexRange banned;               // into StepInput::banned: these tokens cannot be chosen
+  IndexRange history;              // into StepInput::history: prompt and output so far; empty when no penalty is set
+  std::uint32_t num_prompt = 0;    // how many of `history` are prompt
 
   constexpr bool has_penalty() const noexcept {
     return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
@@ -62,20 +62,20 @@ struct SamplingRow {
 };
 
 struct StepInput {
-  std::uint64_t step = 0;                    // counts launched steps; the same on every rank
-  std::span<TokenId> token_ids;              // [T]
-  std::span<std::int32_t> positions;         // [T] index of the token in its sequence
-  std::span<SlotId> slot_mapping;            // [T] where its K and V go, no_slot = nowhere
-  std::span<std::int32_t> cu_query_lens;     // [S + 1] prefix sum of tokens per sequence
-  std::span<std::int32_t> seq_lens;          // [S] tokens visible to the last query of the sequence
-  std::span<BlockId> block_tables;           // [S, B] row-major; entries past a sequence's blocks are not read
-  std::int32_t max_blocks_per_seq = 0;       // B
-  std::span<std::int32_t> sample_rows;       // [R] rows of [T] whose logits are computed
-  std::span<SamplingRow> sampling;           // [R]
-  std::span<LogitBias> logit_bias;           // flat
-  std::span<TokenId> banned;                 // flat
-  std::span<TokenId> history;                // flat
-  std::span<BlockCopy> copies;               // done before anything else of the step
+  std::uint64_t step = 0;                 // counts launched steps; the same on every rank
+  std::span<TokenId> token_ids;           // [T]
+  std::span<std::int32_t> positions;      // [T] index of the token in its sequence
+  std::span<SlotId> slot_mapping;         // [T] where its K and V go, no_slot = nowhere
+  std::span<std::int32_t> cu_query_lens;  // [S + 1] prefix sum of tokens per sequence
+  std::span<std::int32_t> seq_lens;       // [S] tokens visible to the last query of the sequence
+  std::span<BlockId> block_tables;        // [S, B] row-major; entries past a sequence's blocks are not read
+  std::int32_t max_blocks_per_seq = 0;    // B
+  std::span<std::int32_t> sample_rows;    // [R] rows of [T] whose logits are computed
+  std::span<SamplingRow> sampling;        // [R]
+  std::span<LogitBias> logit_bias;        // flat
+  std::span<TokenId> banned;              // flat
+  std::span<TokenId> history;             // flat
+  std::span<BlockCopy> copies;            // done before anything else of the step
 
   std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(token_ids.size()); }
   std::int32_t num_seqs() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
@@ -160,8 +160,8 @@ struct SampledToken {
 };
 
 struct StepOutput {
-  std::uint64_t step = 0;              // of the StepInput that it answers
-  std::vector<SampledToken> sampled;   // [R]
+  std::uint64_t step = 0;             // of the StepInput that it answers
+  std::vector<SampledToken> sampled;  // [R]
 };
 
 }  // namespace nvl::inline NVL_ABI

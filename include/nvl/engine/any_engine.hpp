@@ -51,7 +51,9 @@ class AnyEngineOf final : public AnyEngine {
   template <class... Args>
   explicit AnyEngineOf(Args&&... args) : engine_(std::forward<Args>(args)...) {}
 
-  RequestId submit(Request request, RequestCallbacks callbacks) override { return engine_.submit(std::move(request), std::move(callbacks)); }
+  RequestId submit(Request request, RequestCallbacks callbacks) override {
+    return engine_.submit(std::move(request), std::move(callbacks));
+  }
   bool abort(RequestId id) override { return engine_.abort(id); }
   bool step() override { return engine_.step(); }
   bool has_work() const override { return engine_.has_work(); }

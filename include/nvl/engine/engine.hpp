@@ -47,10 +47,12 @@ class Engine {
   static_assert(require_parallel_strategy<Parallel>());
   static_assert(std::is_same_v<typename Attention::Element, typename Attention::Ops::Element>,
                 "nvl::Engine: the attention backend and its ops must have the same Element");
-  static_assert([] {
-    if constexpr (requires { Allocator::block_size; }) { return Allocator::block_size == Attention::block_size; }
-    return true;
-  }(), "nvl::Engine: the allocator is made for another block size than the attention backend: change one of them");
+  static_assert(
+      [] {
+        if constexpr (requires { Allocator::block_size; }) { return Allocator::block_size == Attention::block_size; }
+        return true;
+      }(),
+      "nvl::Engine: the allocator is made for another block size than the attention backend: change one of them");
 
  public:
   using Element = typename Attention::Element;
@@ -87,7 +89,8 @@ class Engine {
                             .max_num_samples = options_.max_num_seqs,
                             .max_model_len = plan_.max_model_len};
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      ranks_[i] = std::make_unique<RankState>(config_, source, shape, options_.device, context, i == 0 ? progress : LoadProgress{});
+      ranks_[i] =
+          std::make_unique<RankState>(config_, source, shape, options_.device, context, i == 0 ? progress : LoadProgress{});
     });
   }
 
@@ -185,7 +188,8 @@ class Engine {
   template <class Visit>
   void prompt_logits(std::span<const TokenId> ids, Visit&& visit, std::int32_t first = 0) {
     validate_ids(ids);
-    NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first, "below the prompt's " + std::to_string(ids.size()) + " tokens");
+    NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first,
+                "below the prompt's " + std::to_string(ids.size()) + " tokens");
     const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
     RequestState probe;
     probe.tokens.assign(ids.begin(), ids.end());
@@ -207,7 +211,9 @@ class Engine {
           for (std::int32_t count = 0; done < probe.num_prompt; done += count) {
             count = std::min({budget, options_.max_num_seqs, probe.num_prompt - done});
             const std::span<const float> rows = run_probe(probe, done, count, count);
-            for (std::int32_t i = 0; i < count; ++i) { visit(done + i, rows.subspan(static_cast<std::size_t>(i) * vocab, vocab)); }
+            for (std::int32_t i = 0; i < count; ++i) {
+              visit(done + i, rows.subspan(static_cast<std::size_t>(i) * vocab, vocab));
+            }
           }
         },
         [&](const char* what) { error = what; });
@@ -236,7 +242,8 @@ class Engine {
     template <class Source>
     RankState(const ModelConfig& config, const Source& source, const RunnerShape& shape, const DeviceOptions& options,
               typename Parallel::Context& context, const LoadProgress& progress)
-        : device(options), runner(config, source, shape, device, context, progress) {}
+        : device(options),
+          runner(config, source, shape, device, context, progress) {}
 
     Device device;
     ModelRunner<Attention, Parallel> runner;
@@ -246,7 +253,8 @@ class Engine {
   static const ModelConfig& checked(const ModelConfig& config) {
     validate(config);
     if (!Attention::supports(config.head_dim)) {
-      raise(Unsupported("head_dim " + std::to_string(config.head_dim) + " is not one that this engine's attention backend is compiled for"));
+      raise(Unsupported("head_dim " + std::to_string(config.head_dim) +
+                        " is not one that this engine's attention backend is compiled for"));
     }
     return config;
   }
@@ -282,9 +290,9 @@ class Engine {
     const std::int64_t stored = total_tokens(request) - 1;
     const std::int64_t blocks = ceil_div<std::int64_t>(stored, block_size);
     NVL_EXPECTS(blocks <= plan_.num_blocks, "KV blocks of the request", blocks,
-                "at most the " + std::to_string(plan_.num_blocks) + " of the KV cache: " + std::to_string(request.prompt_ids.size()) +
-                    " prompt + " + std::to_string(request.sampling.max_tokens) + " max_tokens - 1 = " + std::to_string(stored) +
-                    " tokens in blocks of " + std::to_string(block_size));
+                "at most the " + std::to_string(plan_.num_blocks) + " of the KV cache: " +
+                    std::to_string(request.prompt_ids.size()) + " prompt + " + std::to_string(request.sampling.max_tokens) +
+                    " max_tokens - 1 = " + std::to_string(stored) + " tokens in blocks of " + std::to_string(block_size));
   }
 
   bool run_step() {
@@ -372,11 +380,16 @@ class Engine {
   bool report_token(RequestState& request, const SampledToken& sampled, const std::string& piece) {
     if (!request.callbacks.on_token) { return true; }
     bool ok = true;
-    contain([&] { request.callbacks.on_token({request.request, sampled.token, piece, &sampled}); },
-            [&](const char* what) {
-              ok = false;
-              if (request.status != SeqStatus::finished) { finish(request, FinishReason::error, std::string("on_token threw: ") + what); }
-            });
+    contain(
+        [&] {
+          request.callbacks.on_token({request.request, sampled.token, piece, &sampled});
+        },
+        [&](const char* what) {
+          ok = false;
+          if (request.status != SeqStatus::finished) {
+            finish(request, FinishReason::error, std::string("on_token threw: ") + what);
+          }
+        });
     return ok;
   }
 
@@ -391,7 +404,8 @@ class Engine {
     finished_.push_back(std::move(node.mapped()));  // kept until the next step: this one may still hold a reference
     const Completion done = completion_of(request, std::move(error));
     if (request.callbacks.on_finish) {
-      contain([&] { request.callbacks.on_finish(done); }, [](const char*) {});  // the request has ended already: nothing is left to do
+      contain([&] { request.callbacks.on_finish(done); },
+              [](const char*) {});  // the request has ended already: nothing is left to do
     }
   }
 

@@ -19,21 +19,21 @@
 namespace nvl::inline NVL_ABI {
 
 struct EngineOptions {
-  std::int32_t max_num_seqs = 64;              // sequences running at once
-  std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
-  std::int32_t max_model_len = 0;              // [tokens] of prompt and output; 0 = what the model was made for
-  std::int64_t kv_cache_memory_bytes = 0;      // 0 = up to a quarter of the host's memory, no more than can be used
-  std::int64_t num_blocks = 0;                 // of the KV cache, instead of a size in bytes; 0 = from the size
-  DeviceOptions device;                        // where it runs
-  std::optional<std::uint64_t> seed;           // seeds of requests without one are drawn from it; none = from the system
-  RequestLimits limits;
-  std::shared_ptr<const TokenText> token_text; // turns ids into text; without it there is no text and no stop string
+  std::int32_t max_num_seqs = 64;                 // sequences running at once
+  std::int32_t max_num_batched_tokens = 2048;     // [tokens] computed in one step
+  std::int32_t max_model_len = 0;                 // [tokens] of prompt and output; 0 = what the model was made for
+  std::int64_t kv_cache_memory_bytes = 0;         // 0 = up to a quarter of the host's memory, no more than can be used
+  std::int64_t num_blocks = 0;                    // of the KV cache, instead of a size in bytes; 0 = from the size
+  DeviceOptions device{};                         // where it runs
+  std::optional<std::uint64_t> seed{};            // seeds of requests without one are drawn from it; none = from the system
+  RequestLimits limits{};                         // what one request may ask for
+  std::shared_ptr<const TokenText> token_text{};  // turns ids into text; without it there is no text and no stop string
 };
 
 /// Every byte that an engine will hold on its device.
 struct MemoryPlan {
-  std::int32_t max_model_len = 0;      // [tokens]
-  std::int64_t kv_bytes_per_block = 0; // K and V of all layers
+  std::int32_t max_model_len = 0;       // [tokens]
+  std::int64_t kv_bytes_per_block = 0;  // K and V of all layers
   std::int64_t num_blocks = 0;
   std::int64_t kv_bytes = 0;
   std::int64_t activation_bytes = 0;
@@ -49,18 +49,22 @@ inline MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& op
   NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
   NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
               options.max_num_batched_tokens, "1 to 2^20");
-  NVL_EXPECTS(options.max_num_batched_tokens >= options.max_num_seqs, "max_num_batched_tokens", options.max_num_batched_tokens,
-              "at least max_num_seqs (" + std::to_string(options.max_num_seqs) + "): each running sequence computes a token a step");
+  NVL_EXPECTS(
+      options.max_num_batched_tokens >= options.max_num_seqs, "max_num_batched_tokens", options.max_num_batched_tokens,
+      "at least max_num_seqs (" + std::to_string(options.max_num_seqs) + "): each running sequence computes a token a step");
   NVL_EXPECTS(options.max_model_len >= 0 && options.max_model_len <= config.max_position_embeddings, "max_model_len",
               options.max_model_len, "0 to the model's " + std::to_string(config.max_position_embeddings));
   NVL_EXPECTS(options.kv_cache_memory_bytes >= 0, "kv_cache_memory_bytes", options.kv_cache_memory_bytes, "not negative");
-  NVL_EXPECTS(options.num_blocks >= 0 && options.num_blocks < (std::int64_t{1} << 31), "num_blocks", options.num_blocks, "0 to 2^31 - 1");
+  NVL_EXPECTS(options.num_blocks >= 0 && options.num_blocks < (std::int64_t{1} << 31), "num_blocks", options.num_blocks,
+              "0 to 2^31 - 1");
 
   MemoryPlan plan;
   plan.max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   const std::int64_t tokens = options.max_num_batched_tokens;
-  const std::int64_t row = 2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
-  plan.activation_bytes = (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
+  const std::int64_t row =
+      2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
+  plan.activation_bytes =
+      (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
   plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * element_bytes;
 
@@ -73,10 +77,10 @@ inline MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& op
     plan.num_blocks = std::min({budget / plan.kv_bytes_per_block, most_useful, (std::int64_t{1} << 31) - 1});
     if (plan.num_blocks < 1) {
       raise(OutOfMemory("no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
-                        std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) + " layers x 2 x " +
-                        std::to_string(config.num_kv_heads) + " KV heads x " + std::to_string(config.head_dim) + " x " +
-                        std::to_string(element_bytes) + " bytes x " + std::to_string(block_size) + " tokens), the budget is " +
-                        std::to_string(budget) + " bytes"));
+                        std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) +
+                        " layers x 2 x " + std::to_string(config.num_kv_heads) + " KV heads x " +
+                        std::to_string(config.head_dim) + " x " + std::to_string(element_bytes) + " bytes x " +
+                        std::to_string(block_size) + " tokens), the budget is " + std::to_string(budget) + " bytes"));
     }
   }
   plan.kv_bytes = plan.num_blocks * plan.kv_bytes_per_block;

@@ -60,19 +60,19 @@ class Distribution {
 
 struct EngineStats {
   std::uint64_t num_steps = 0;
-  std::uint64_t num_submitted = 0;           // requests accepted
+  std::uint64_t num_submitted = 0;              // requests accepted
   std::array<std::uint64_t, 5> num_finished{};  // requests, by FinishReason
   std::uint64_t num_preemptions = 0;
-  std::uint64_t prompt_tokens = 0;           // of admitted requests: what the prefix cache was asked for
-  std::uint64_t cached_prompt_tokens = 0;    // of them found there
-  std::uint64_t computed_tokens = 0;         // rows that went through the model
+  std::uint64_t prompt_tokens = 0;         // of admitted requests: what the prefix cache was asked for
+  std::uint64_t cached_prompt_tokens = 0;  // of them found there
+  std::uint64_t computed_tokens = 0;       // rows that went through the model
   std::uint64_t generated_tokens = 0;
-  std::uint64_t scheduled_seqs = 0;          // sum over steps; / num_steps = mean batch
-  std::uint32_t num_waiting = 0;             // requests, now
+  std::uint64_t scheduled_seqs = 0;  // sum over steps; / num_steps = mean batch
+  std::uint32_t num_waiting = 0;     // requests, now
   std::uint32_t num_running = 0;
-  std::uint32_t num_blocks = 0;              // of the KV cache
-  std::uint32_t num_free_blocks = 0;         // now; cached ones that can be evicted count as free
-  Distribution queue, ttft, tpot, e2e;       // of finished requests
+  std::uint32_t num_blocks = 0;         // of the KV cache
+  std::uint32_t num_free_blocks = 0;    // now; cached ones that can be evicted count as free
+  Distribution queue, ttft, tpot, e2e;  // of finished requests
 
   double prefix_hit_rate() const noexcept {
     return prompt_tokens == 0 ? 0.0 : static_cast<double>(cached_prompt_tokens) / static_cast<double>(prompt_tokens);

@@ -16,10 +16,10 @@
 namespace nvl::inline NVL_ABI {
 
 struct Request {
-  std::vector<TokenId> prompt_ids;
-  SamplingParams sampling;
+  std::vector<TokenId> prompt_ids{};
+  SamplingParams sampling{};
   std::int32_t priority = 0;  // lower is served first, by schedulers that look
-  std::string cache_salt = {};  // requests with different salts never share cached blocks
+  std::string cache_salt{};   // requests with different salts never share cached blocks
 };
 
 /// [seconds], from a monotonic clock.
@@ -34,8 +34,8 @@ struct RequestTimings {
 struct Completion {
   RequestId request{};
   std::vector<TokenId> prompt_ids;
-  std::vector<TokenId> output_ids;     // with the end-of-sequence or stop token, if one ended it
-  std::string text;                    // of the output; empty if the engine has no TokenText
+  std::vector<TokenId> output_ids;  // with the end-of-sequence or stop token, if one ended it
+  std::string text;                 // of the output; empty if the engine has no TokenText
   FinishReason finish_reason = FinishReason::none;
   std::string stop_string;             // the one that ended it
   TokenId stop_token = -1;             // the end-of-sequence or stop token that ended it
@@ -44,22 +44,22 @@ struct Completion {
   std::int32_t num_cached_tokens = 0;  // prompt tokens that the prefix cache held
   std::int32_t num_preemptions = 0;
   RequestTimings timings;
-  std::string error;                   // what went wrong, if finish_reason is error
+  std::string error;  // what went wrong, if finish_reason is error
 };
 
 /// One more token of a request, as it is sampled. Views are valid during the call.
 struct TokenEvent {
   RequestId request{};
   TokenId token = 0;
-  std::string_view text;                    // that may be shown now: whole characters, nothing that a stop string may cut
-  const SampledToken* sampled = nullptr;    // with its log-probabilities
+  std::string_view text;                  // that may be shown now: whole characters, nothing that a stop string may cut
+  const SampledToken* sampled = nullptr;  // with its log-probabilities
 };
 
 /// Called by `step`, on its thread. A callback may submit and abort. One that throws ends its own request with
 /// FinishReason::error and touches no other.
 struct RequestCallbacks {
-  std::function<void(const TokenEvent&)> on_token;
-  std::function<void(const Completion&)> on_finish;  // exactly once a request
+  std::function<void(const TokenEvent&)> on_token{};
+  std::function<void(const Completion&)> on_finish{};  // exactly once a request
 };
 
 }  // namespace nvl::inline NVL_ABI

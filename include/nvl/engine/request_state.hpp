@@ -23,15 +23,15 @@ struct RequestState : Sequence {
 
   SamplingParams sampling;
   std::uint64_t seed = 0;
-  std::vector<TokenId> stop_ids;            // end-of-sequence (unless ignored) and stop tokens
-  std::optional<TextStream> text_stream;    // if the engine has a TokenText
-  std::string text;                         // of the output so far
+  std::vector<TokenId> stop_ids;          // end-of-sequence (unless ignored) and stop tokens
+  std::optional<TextStream> text_stream;  // if the engine has a TokenText
+  std::string text;                       // of the output so far
   std::vector<SampledToken> logprobs;
   RequestCallbacks callbacks;
   Clock::time_point submitted, scheduled, first_token, last_token;
   bool was_scheduled = false;
-  std::int32_t num_cached_prompt = 0;       // [tokens] found in the prefix cache when it was first scheduled
-  TokenId stop_token = -1;                  // that ended it
+  std::int32_t num_cached_prompt = 0;  // [tokens] found in the prefix cache when it was first scheduled
+  TokenId stop_token = -1;             // that ended it
 };
 
 }  // namespace nvl::inline NVL_ABI

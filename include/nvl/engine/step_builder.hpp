@@ -18,7 +18,8 @@ namespace detail {
 
 /// Tokens that this row must not choose: before min_tokens, everything that would end the sequence.
 inline std::span<const TokenId> banned_tokens(const RequestState& request) noexcept {
-  return request.num_output() < request.sampling.min_tokens ? std::span<const TokenId>(request.stop_ids) : std::span<const TokenId>();
+  return request.num_output() < request.sampling.min_tokens ? std::span<const TokenId>(request.stop_ids)
+                                                            : std::span<const TokenId>();
 }
 
 inline bool needs_history(const SamplingParams& p) noexcept {

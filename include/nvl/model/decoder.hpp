@@ -27,15 +27,15 @@ namespace nvl::inline NVL_ABI {
 /// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows.
 template <class T>
 struct Activations {
-  T* residual = nullptr;    // [T, hidden]
-  T* hidden = nullptr;      // [T, hidden] input of the next projection, and output of the last
-  T* qkv = nullptr;         // [T, qkv_size]
-  T* attention = nullptr;   // [T, q_size]
-  T* gate_up = nullptr;     // [T, 2 intermediate]
-  T* activated = nullptr;   // [T, intermediate]
+  T* residual = nullptr;           // [T, hidden]
+  T* hidden = nullptr;             // [T, hidden] input of the next projection, and output of the last
+  T* qkv = nullptr;                // [T, qkv_size]
+  T* attention = nullptr;          // [T, q_size]
+  T* gate_up = nullptr;            // [T, 2 intermediate]
+  T* activated = nullptr;          // [T, intermediate]
   T* sampled_residual = nullptr;   // [R, hidden] rows of the last layer that go on
   T* sampled_attention = nullptr;  // [R, q_size] likewise
-  float* logits = nullptr;  // [R, vocab]
+  float* logits = nullptr;         // [R, vocab]
 };
 
 template <AttentionBackend Attention, RankContext Context>
@@ -47,7 +47,12 @@ class Decoder {
   /// All of them outlive the decoder.
   Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const RopeTable& rope, Ops& ops, Attention& attention,
           Context& context)
-      : config_(config), weights_(weights), rope_(rope), ops_(ops), attention_(attention), context_(context) {}
+      : config_(config),
+        weights_(weights),
+        rope_(rope),
+        ops_(ops),
+        attention_(attention),
+        context_(context) {}
 
   /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
   /// rows in `a.logits`. Asynchronous where the device is.
@@ -70,7 +75,8 @@ class Decoder {
         rows = in.num_samples();
         if (rows == 0) { return; }
         ops_.gather_rows(a.sampled_residual, a.residual, in.sample_rows, config_.hidden_size);
-        ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows, context_.slice(config_.num_q_heads).size() * config_.head_dim);
+        ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows,
+                         context_.slice(config_.num_q_heads).size() * config_.head_dim);
         residual = a.sampled_residual;
         attended = a.sampled_attention;
       }

@@ -22,11 +22,11 @@ namespace nvl::inline NVL_ABI {
 
 /// Sizes fixed for the life of a runner; every buffer is allocated from them before the first step.
 struct RunnerShape {
-  std::int64_t num_blocks = 0;           // of the KV cache
-  std::int32_t block_size = 0;           // [tokens]
-  std::int32_t max_num_tokens = 0;       // [tokens] of one step
-  std::int32_t max_num_samples = 0;      // sampled rows of one step
-  std::int32_t max_model_len = 0;        // [tokens] of one sequence
+  std::int64_t num_blocks = 0;       // of the KV cache
+  std::int32_t block_size = 0;       // [tokens]
+  std::int32_t max_num_tokens = 0;   // [tokens] of one step
+  std::int32_t max_num_samples = 0;  // sampled rows of one step
+  std::int32_t max_model_len = 0;    // [tokens] of one sequence
 };
 
 template <AttentionBackend Attention, ParallelStrategy Parallel>

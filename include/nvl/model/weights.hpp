@@ -49,7 +49,7 @@ struct ModelWeights {
   using Weight = typename Ops::Weight;
   using Vector = typename Ops::Vector;
 
-  Weight embed;                   // [vocab, hidden]
+  Weight embed;  // [vocab, hidden]
   std::vector<LayerWeights<Ops>> layers;
   Vector final_norm;              // [hidden]
   std::optional<Weight> lm_head;  // [vocab, hidden]; none: the embedding serves
@@ -89,7 +89,8 @@ ModelWeights<Ops> load_weights(const ModelConfig& config, const Source& source, 
     };
     LayerWeights<Ops>& w = weights.layers.emplace_back();
     w.attn_norm = vector(in_layer(n::attn_norm));
-    w.qkv = ops.load_weight(all({n::q_proj, n::k_proj, n::v_proj}, true), all({n::q_bias, n::k_bias, n::v_bias}, config.qkv_bias));
+    w.qkv =
+        ops.load_weight(all({n::q_proj, n::k_proj, n::v_proj}, true), all({n::q_bias, n::k_bias, n::v_bias}, config.qkv_bias));
     if (config.qk_norm) {
       w.q_norm = vector(in_layer(n::q_norm));
       w.k_norm = vector(in_layer(n::k_norm));

@@ -179,16 +179,38 @@ TEST_CASE("requests that cannot run are refused by name and leave the engine as 
     return std::string("accepted");
   };
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-  SECTION("empty prompt") { request.prompt_ids.clear(); CHECK_THAT(refusal(), ContainsSubstring("prompt_ids")); }
-  SECTION("negative id") { request.prompt_ids[3] = -1; CHECK_THAT(refusal(), ContainsSubstring("prompt_ids[3] is -1")); }
-  SECTION("id past the vocabulary") { request.prompt_ids[9] = 199; CHECK_THAT(refusal(), ContainsSubstring("prompt_ids[9] is 199")); }
-  SECTION("prompt of max_model_len") { request.prompt_ids = tiny_prompt(1, 512); CHECK_THAT(refusal(), ContainsSubstring("max_model_len")); }
-  SECTION("max_tokens 0") { request.sampling.max_tokens = 0; CHECK_THAT(refusal(), ContainsSubstring("max_tokens is 0")); }
-  SECTION("max_tokens -1") { request.sampling.max_tokens = -1; CHECK_THAT(refusal(), ContainsSubstring("max_tokens is -1")); }
-  SECTION("min_tokens above max_tokens") { request.sampling.min_tokens = 6; CHECK_THAT(refusal(), ContainsSubstring("min_tokens is 6")); }
+  SECTION("empty prompt") {
+    request.prompt_ids.clear();
+    CHECK_THAT(refusal(), ContainsSubstring("prompt_ids"));
+  }
+  SECTION("negative id") {
+    request.prompt_ids[3] = -1;
+    CHECK_THAT(refusal(), ContainsSubstring("prompt_ids[3] is -1"));
+  }
+  SECTION("id past the vocabulary") {
+    request.prompt_ids[9] = 199;
+    CHECK_THAT(refusal(), ContainsSubstring("prompt_ids[9] is 199"));
+  }
+  SECTION("prompt of max_model_len") {
+    request.prompt_ids = tiny_prompt(1, 512);
+    CHECK_THAT(refusal(), ContainsSubstring("max_model_len"));
+  }
+  SECTION("max_tokens 0") {
+    request.sampling.max_tokens = 0;
+    CHECK_THAT(refusal(), ContainsSubstring("max_tokens is 0"));
+  }
+  SECTION("max_tokens -1") {
+    request.sampling.max_tokens = -1;
+    CHECK_THAT(refusal(), ContainsSubstring("max_tokens is -1"));
+  }
+  SECTION("min_tokens above max_tokens") {
+    request.sampling.min_tokens = 6;
+    CHECK_THAT(refusal(), ContainsSubstring("min_tokens is 6"));
+  }
   SECTION("larger than the KV cache") {
     request.sampling.max_tokens = 56;
-    CHECK_THAT(refusal(), ContainsSubstring("10 prompt + 56 max_tokens - 1 = 65") && ContainsSubstring("KV blocks of the request is 5"));
+    CHECK_THAT(refusal(),
+               ContainsSubstring("10 prompt + 56 max_tokens - 1 = 65") && ContainsSubstring("KV blocks of the request is 5"));
     request.sampling.max_tokens = 55;
     CHECK(refusal() == "accepted");
     while (engine.step()) {}
@@ -197,15 +219,42 @@ TEST_CASE("requests that cannot run are refused by name and leave the engine as 
     request.sampling.temperature = GENERATE(-1.0f, std::numeric_limits<float>::quiet_NaN(), 1e30f);
     CHECK_THAT(refusal(), ContainsSubstring("temperature"));
   }
-  SECTION("top_p") { request.sampling.top_p = GENERATE(0.0f, 2.0f, -1.0f); CHECK_THAT(refusal(), ContainsSubstring("top_p")); }
-  SECTION("min_p") { request.sampling.min_p = GENERATE(-1.0f, 1.5f); CHECK_THAT(refusal(), ContainsSubstring("min_p")); }
-  SECTION("top_k") { request.sampling.top_k = -2; CHECK_THAT(refusal(), ContainsSubstring("top_k is -2")); }
-  SECTION("repetition_penalty") { request.sampling.repetition_penalty = 0; CHECK_THAT(refusal(), ContainsSubstring("repetition_penalty")); }
-  SECTION("presence_penalty") { request.sampling.presence_penalty = nan; CHECK_THAT(refusal(), ContainsSubstring("presence_penalty")); }
-  SECTION("logprobs") { request.sampling.logprobs = 1000000; CHECK_THAT(refusal(), ContainsSubstring("logprobs")); }
-  SECTION("logit_bias id") { request.sampling.logit_bias = {{500, 1.0f}}; CHECK_THAT(refusal(), ContainsSubstring("logit_bias")); }
-  SECTION("stop ids") { request.sampling.stop_token_ids = {-5}; CHECK_THAT(refusal(), ContainsSubstring("stop_token_ids")); }
-  SECTION("stop strings without text") { request.sampling.stop = {"x"}; CHECK_THAT(refusal(), ContainsSubstring("TokenText")); }
+  SECTION("top_p") {
+    request.sampling.top_p = GENERATE(0.0f, 2.0f, -1.0f);
+    CHECK_THAT(refusal(), ContainsSubstring("top_p"));
+  }
+  SECTION("min_p") {
+    request.sampling.min_p = GENERATE(-1.0f, 1.5f);
+    CHECK_THAT(refusal(), ContainsSubstring("min_p"));
+  }
+  SECTION("top_k") {
+    request.sampling.top_k = -2;
+    CHECK_THAT(refusal(), ContainsSubstring("top_k is -2"));
+  }
+  SECTION("repetition_penalty") {
+    request.sampling.repetition_penalty = 0;
+    CHECK_THAT(refusal(), ContainsSubstring("repetition_penalty"));
+  }
+  SECTION("presence_penalty") {
+    request.sampling.presence_penalty = nan;
+    CHECK_THAT(refusal(), ContainsSubstring("presence_penalty"));
+  }
+  SECTION("logprobs") {
+    request.sampling.logprobs = 1000000;
+    CHECK_THAT(refusal(), ContainsSubstring("logprobs"));
+  }
+  SECTION("logit_bias id") {
+    request.sampling.logit_bias = {{500, 1.0f}};
+    CHECK_THAT(refusal(), ContainsSubstring("logit_bias"));
+  }
+  SECTION("stop ids") {
+    request.sampling.stop_token_ids = {-5};
+    CHECK_THAT(refusal(), ContainsSubstring("stop_token_ids"));
+  }
+  SECTION("stop strings without text") {
+    request.sampling.stop = {"x"};
+    CHECK_THAT(refusal(), ContainsSubstring("TokenText"));
+  }
   const EngineStats stats = engine.stats();
   CHECK(stats.num_free_blocks == 4);
   CHECK(stats.num_waiting + stats.num_running == 0);
@@ -229,7 +278,8 @@ TEST_CASE("stop rules end a request where they say", "[engine][host]") {
     const Completion done = engine.generate({request}).front();
     CHECK(done.finish_reason == FinishReason::stop);
     CHECK(done.stop_token == fifth);
-    CHECK(done.output_ids == std::vector<TokenId>(whole.output_ids.begin(), whole.output_ids.begin() + static_cast<std::ptrdiff_t>(first_fifth) + 1));
+    CHECK(done.output_ids == std::vector<TokenId>(whole.output_ids.begin(),
+                                                  whole.output_ids.begin() + static_cast<std::ptrdiff_t>(first_fifth) + 1));
     CHECK(done.text == whole.text.substr(0, 2 * first_fifth));
   }
   SECTION("min_tokens keeps it from being chosen") {
@@ -293,9 +343,8 @@ TEST_CASE("an abort ends a request in every phase with one terminal event and fr
   std::map<RequestId, int> ends;
   std::vector<RequestId> ids;
   for (int i = 0; i < 4; ++i) {
-    ids.push_back(engine.submit(greedy_request(tiny_prompt(i, 40), 12), {.on_token = {}, .on_finish = [&](const Completion& done) {
-                                                                           ++ends[done.request];
-                                                                         }}));
+    ids.push_back(engine.submit(greedy_request(tiny_prompt(i, 40), 12),
+                                {.on_token = {}, .on_finish = [&](const Completion& done) { ++ends[done.request]; }}));
   }
   for (int i = 0; i < steps_before; ++i) { engine.step(); }
   for (const RequestId id : ids) {
@@ -328,7 +377,9 @@ TEST_CASE("a callback may abort itself, its batch mates, and submit more", "[eng
       submitted = true;
     }
   };
-  for (int i = 0; i < 5; ++i) { ids.push_back(engine.submit(greedy_request(tiny_prompt(i, 20), 10), i == 2 ? aborting : callbacks)); }
+  for (int i = 0; i < 5; ++i) {
+    ids.push_back(engine.submit(greedy_request(tiny_prompt(i, 20), 10), i == 2 ? aborting : callbacks));
+  }
   while (engine.step()) {}
   CHECK(submitted);
   CHECK(ends.size() == 6);
@@ -407,7 +458,8 @@ TEST_CASE("a device that fails ends every request once, and the engine takes no 
     int steps_ = 0;
   };
   Engine<PrefillFirstScheduler, PrefixCacheAllocator, Breaking, SingleDevice> engine(config(), weights(), roomy_options());
-  const std::vector<Completion> done = engine.generate({greedy_request(tiny_prompt(1, 20), 9), greedy_request(tiny_prompt(2, 20), 9)});
+  const std::vector<Completion> done =
+      engine.generate({greedy_request(tiny_prompt(1, 20), 9), greedy_request(tiny_prompt(2, 20), 9)});
   for (const Completion& each : done) {
     CHECK(each.finish_reason == FinishReason::error);
     CHECK(each.error == "the device is gone");
@@ -415,7 +467,8 @@ TEST_CASE("a device that fails ends every request once, and the engine takes no 
   }
   CHECK(engine.failure() == "the device is gone");
   CHECK_FALSE(engine.has_work());
-  CHECK_THROWS_WITH(engine.submit(greedy_request(tiny_prompt(1, 5), 1)), ContainsSubstring("has failed") && ContainsSubstring("the device is gone"));
+  CHECK_THROWS_WITH(engine.submit(greedy_request(tiny_prompt(1, 5), 1)),
+                    ContainsSubstring("has failed") && ContainsSubstring("the device is gone"));
 }
 
 TEST_CASE("non-finite logits end their request, not its batch mates, and never enter the prefix cache", "[engine][host]") {
@@ -486,7 +539,9 @@ TEST_CASE("prompt_logits predicts what greedy decoding chooses", "[engine][host]
       23);
   CHECK(tail == std::vector<TokenId>(best.begin() + 23, best.end()));
   CHECK(engine.stats().num_free_blocks == engine.stats().num_blocks);
-  CHECK_THROWS_AS(engine.prompt_logits(ids, [](std::int32_t, std::span<const float>) {}, 31), InvalidArgument);
+  CHECK_THROWS_AS(engine.prompt_logits(
+                      ids, [](std::int32_t, std::span<const float>) {}, 31),
+                  InvalidArgument);
   CHECK_THROWS_AS(engine.prompt_logits(std::vector<TokenId>{}, [](std::int32_t, std::span<const float>) {}), InvalidArgument);
 }
 
@@ -498,15 +553,27 @@ TEST_CASE("options out of range are refused before anything is allocated", "[eng
     } catch (const Error& error) { return std::string(error.what()); }
     return std::string("accepted");
   };
-  SECTION("max_num_seqs") { options.max_num_seqs = 0; CHECK_THAT(refusal(), ContainsSubstring("max_num_seqs is 0")); }
-  SECTION("budget") { options.max_num_batched_tokens = 31; CHECK_THAT(refusal(), ContainsSubstring("max_num_batched_tokens is 31")); }
-  SECTION("context") { options.max_model_len = 513; CHECK_THAT(refusal(), ContainsSubstring("max_model_len is 513")); }
+  SECTION("max_num_seqs") {
+    options.max_num_seqs = 0;
+    CHECK_THAT(refusal(), ContainsSubstring("max_num_seqs is 0"));
+  }
+  SECTION("budget") {
+    options.max_num_batched_tokens = 31;
+    CHECK_THAT(refusal(), ContainsSubstring("max_num_batched_tokens is 31"));
+  }
+  SECTION("context") {
+    options.max_model_len = 513;
+    CHECK_THAT(refusal(), ContainsSubstring("max_model_len is 513"));
+  }
   SECTION("no room") {
     options.num_blocks = 0;
     options.kv_cache_memory_bytes = 1000;
     CHECK_THAT(refusal(), ContainsSubstring("no room for a KV cache") && ContainsSubstring("1000 bytes"));
   }
-  SECTION("blocks") { options.num_blocks = -3; CHECK_THAT(refusal(), ContainsSubstring("num_blocks is -3")); }
+  SECTION("blocks") {
+    options.num_blocks = -3;
+    CHECK_THAT(refusal(), ContainsSubstring("num_blocks is -3"));
+  }
 }
 
 TEST_CASE("two engines live in one process and do not touch each other", "[engine][host]") {
@@ -519,14 +586,16 @@ TEST_CASE("two engines live in one process and do not touch each other", "[engin
   first.submit(greedy_request(tiny_prompt(1, 30), 8));
   second.submit(greedy_request(tiny_prompt(1, 30), 8));
   std::vector<TokenId> again;
-  first.submit(greedy_request(tiny_prompt(1, 30), 8), {.on_token = [&](const TokenEvent& event) { again.push_back(event.token); }, .on_finish = {}});
+  first.submit(greedy_request(tiny_prompt(1, 30), 8),
+               {.on_token = [&](const TokenEvent& event) { again.push_back(event.token); }, .on_finish = {}});
   while (first.step() | second.step()) {}
   CHECK(again == expected.output_ids);
 }
 
 TEST_CASE("with_engine picks the element type and names what it has", "[engine][host]") {
   const auto element = [&](std::optional<DType> dtype) {
-    return with_engine(config(), weights(), roomy_options(), []<class E>(E&) { return dtype_of<typename E::Element>; }, dtype);
+    return with_engine(
+        config(), weights(), roomy_options(), []<class E>(E&) { return dtype_of<typename E::Element>; }, dtype);
   };
   CHECK(element(std::nullopt) == DType::float32);
   CHECK(element(DType::bfloat16) == DType::bfloat16);

@@ -97,13 +97,15 @@ TEST_CASE("SmolLM2's logits are within 5e-2 of the dequantised reference, with t
     const auto top_logits = prompt.at("top_logits").get<std::vector<double>>();
     const auto column_logits = prompt.at("column_logits").get<std::vector<double>>();
     double error = 0;
-    for (std::size_t i = 0; i < top_ids.size(); ++i) { error = std::max(error, std::abs(double{logits[top_ids[i]]} - top_logits[i])); }
-    for (std::size_t i = 0; i < columns.size(); ++i) { error = std::max(error, std::abs(double{logits[columns[i]]} - column_logits[i])); }
+    for (std::size_t i = 0; i < top_ids.size(); ++i) {
+      error = std::max(error, std::abs(double{logits[top_ids[i]]} - top_logits[i]));
+    }
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      error = std::max(error, std::abs(double{logits[columns[i]]} - column_logits[i]));
+    }
     CHECK(error <= tolerance);
     worst = std::max(worst, error);
-    if (top_logits[0] - top_logits[1] > clear_margin) {
-      CHECK(argmax(logits) == top_ids[0]);
-    }
+    if (top_logits[0] - top_logits[1] > clear_margin) { CHECK(argmax(logits) == top_ids[0]); }
   }
   CHECK(worst > 0);
 }

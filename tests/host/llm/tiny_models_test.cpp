@@ -72,7 +72,9 @@ TEST_CASE("tiny models have the logits of Hugging Face at every position", "[llm
   for (const GoldenPrompt& prompt : golden.prompts) {
     engine.prompt_logits(prompt.ids, [&](std::int32_t position, std::span<const float> logits) {
       const auto at = static_cast<std::size_t>(position);
-      const auto compare = [&](std::size_t id, double expected) { worst = std::max(worst, std::abs(double{logits[id]} - expected)); };
+      const auto compare = [&](std::size_t id, double expected) {
+        worst = std::max(worst, std::abs(double{logits[id]} - expected));
+      };
       for (std::size_t i = 0; i < prompt.top_ids[at].size(); ++i) {
         compare(static_cast<std::size_t>(prompt.top_ids[at][i]), prompt.top_logits[at][i]);
       }
