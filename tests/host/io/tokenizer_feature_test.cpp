@@ -49,7 +49,8 @@ TEST_CASE("each feature of tokenizer.json does what Hugging Face's tokenizers do
         CAPTURE(text);
         const auto ids = tokenizer.encode(text);
         CHECK(ids == item.at("ids").get<std::vector<TokenId>>());
-        CHECK(tokenizer.encode(text, Tokenizer::SpecialText::as_text, no_template) == item.at("ids_as_text").get<std::vector<TokenId>>());
+        CHECK(tokenizer.encode(text, Tokenizer::SpecialText::as_text, no_template) ==
+              item.at("ids_as_text").get<std::vector<TokenId>>());
         CHECK(tokenizer.decode(ids) == item.at("decoded").get<std::string>());
         CHECK(tokenizer.decode(ids, false) == item.at("decoded_special").get<std::string>());
       }
@@ -65,7 +66,9 @@ TEST_CASE("each feature of tokenizer.json does what Hugging Face's tokenizers do
 
 TEST_CASE("merges written as strings and as pairs are the same", "[io][host]") {
   json old_style = feature("byte level");
-  for (json& merge : old_style.at("model").at("merges")) { merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>(); }
+  for (json& merge : old_style.at("model").at("merges")) {
+    merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+  }
   old_style.at("model").erase("type");
   CHECK(load(old_style).encode("hello world") == load(feature("byte level")).encode("hello world"));
   CHECK(load(feature("byte level")).encode("hello").size() == 1);
@@ -117,7 +120,9 @@ TEST_CASE("a directory gives tokenizer.json with the template and the end of seq
   dir.write("tokenizer.json", feature("template").dump());
   CHECK(Tokenizer::open(dir.path()).chat_template().empty());
   CHECK(Tokenizer::open(dir.path()).eos_ids().empty());
-  dir.write("tokenizer_config.json", R"({"eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})");
+  dir.write(
+      "tokenizer_config.json",
+      R"({"eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}]})");
   const Tokenizer tokenizer = Tokenizer::open(dir.path() / "tokenizer.json");
   CHECK(tokenizer.chat_template() == "y");
   REQUIRE(tokenizer.eos_ids().size() == 1);
@@ -159,26 +164,65 @@ TEST_CASE("a broken tokenizer.json is an error that names the file and what is w
       {[&](json& j) { model(j)["ignore_merges"] = "yes"; }, {"ignore_merges", "yes"}},
       {[](json& j) { j["added_tokens"] = 1; }, {"added_tokens"}},
       {[](json& j) { j["added_tokens"] = {1}; }, {"added_tokens", "1"}},
-      {[](json& j) { j["added_tokens"] = {{{"id", 300}, {"content", ""}}}; }, {"added", "length 0"}},
-      {[](json& j) { j["added_tokens"] = {{{"id", 300}, {"content", std::string(2000, 'x')}}}; }, {"2000 bytes"}},
-      {[](json& j) { j["added_tokens"] = {{{"id", 3}, {"content", "new"}}}; }, {"same id 3", "new"}},
-      {[](json& j) { j["added_tokens"] = {{{"id", 3}, {"content", "hello"}}}; }, {"hello", "3", "vocab"}},
-      {[](json& j) { j["added_tokens"] = {{{"id", -3}, {"content", "new"}}}; }, {"id", "-3"}},
-      {[](json& j) { j["added_tokens"] = {{{"content", "new"}}}; }, {"id", "missing"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}, {"invert", false}}; }, {"regular expression", "(a", "malformed"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", ""}}}, {"behavior", "Isolated"}}; }, {"empty pattern"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", "x"}, {"behavior", "Isolated"}}; }, {"pattern", "object"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"id", 300}, {"content", ""}}};
+       },
+       {"added", "length 0"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"id", 300}, {"content", std::string(2000, 'x')}}};
+       },
+       {"2000 bytes"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"id", 3}, {"content", "new"}}};
+       },
+       {"same id 3", "new"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"id", 3}, {"content", "hello"}}};
+       },
+       {"hello", "3", "vocab"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"id", -3}, {"content", "new"}}};
+       },
+       {"id", "-3"}},
+      {[](json& j) {
+         j["added_tokens"] = {{{"content", "new"}}};
+       },
+       {"id", "missing"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}, {"invert", false}};
+       },
+       {"regular expression", "(a", "malformed"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", ""}}}, {"behavior", "Isolated"}};
+       },
+       {"empty pattern"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", "x"}, {"behavior", "Isolated"}};
+       },
+       {"pattern", "object"}},
       {[](json& j) { j["pre_tokenizer"] = "ByteLevel"; }, {"pre_tokenizer", "object"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"no", "type"}}; }, {"type", "missing"}},
-      {[](json& j) { j["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "x"}}; }, {"Replace", "empty pattern"}},
-      {[](json& j) { j["post_processor"] = {{"type", "TemplateProcessing"}, {"single", json::array()}, {"special_tokens", json::object()}}; }, {"0 sequences"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"no", "type"}};
+       },
+       {"type", "missing"}},
+      {[](json& j) {
+         j["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "x"}};
+       },
+       {"Replace", "empty pattern"}},
+      {[](json& j) {
+         j["post_processor"] = {{"type", "TemplateProcessing"}, {"single", json::array()}, {"special_tokens", json::object()}};
+       },
+       {"0 sequences"}},
       {[](json& j) {
          j["post_processor"] = {{"type", "TemplateProcessing"},
                                 {"single", {{{"SpecialToken", {{"id", "<s>"}}}}, {{"Sequence", {{"id", "A"}}}}}},
                                 {"special_tokens", {{"<s>", {{"ids", {99999}}}}}}};
        },
        {"token id", "99999"}},
-      {[](json& j) { j["post_processor"] = {{"type", "BertProcessing"}, {"sep", json::array({"x"})}, {"cls", json::array({"y", 1})}}; }, {"post_processor"}},
+      {[](json& j) {
+         j["post_processor"] = {{"type", "BertProcessing"}, {"sep", json::array({"x"})}, {"cls", json::array({"y", 1})}};
+       },
+       {"post_processor"}},
   };
   for (std::size_t i = 0; i < cases.size(); ++i) {
     DYNAMIC_SECTION("case " << i) {
@@ -211,17 +255,44 @@ TEST_CASE("what nvl could not reproduce exactly is refused by name", "[io][host]
       {[](json& j) { j["model"]["continuing_subword_prefix"] = "##"; }, {"continuing_subword_prefix", "##"}},
       {[](json& j) { j["model"]["end_of_word_suffix"] = "</w>"; }, {"end_of_word_suffix", "</w>"}},
       {[](json& j) { j["model"]["byte_fallback"] = true; }, {"byte_fallback"}},
-      {[](json& j) { j["normalizer"] = {{"type", "Lowercase"}}; }, {"normalizer", "Lowercase", "NFC"}},
-      {[](json& j) { j["normalizer"] = {{"type", "NFKC"}}; }, {"NFKC"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Whitespace"}}; }, {"pre_tokenizer", "Whitespace", "ByteLevel"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "ByteLevel"}}, {{"type", "Digits"}}}}}; }, {"ByteLevel", "last"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}}; }, {"replacement", "U+2581"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Metaspace"}, {"prepend_scheme", "second"}}; }, {"prepend_scheme", "second"}},
-      {[](json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"String", "x"}}}, {"behavior", "Eaten"}}; }, {"behavior", "Eaten"}},
-      {[](json& j) { j["decoder"] = {{"type", "WordPiece"}}; }, {"decoder", "WordPiece"}},
+      {[](json& j) {
+         j["normalizer"] = {{"type", "Lowercase"}};
+       },
+       {"normalizer", "Lowercase", "NFC"}},
+      {[](json& j) {
+         j["normalizer"] = {{"type", "NFKC"}};
+       },
+       {"NFKC"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Whitespace"}};
+       },
+       {"pre_tokenizer", "Whitespace", "ByteLevel"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "ByteLevel"}}, {{"type", "Digits"}}}}};
+       },
+       {"ByteLevel", "last"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}};
+       },
+       {"replacement", "U+2581"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}, {"prepend_scheme", "second"}};
+       },
+       {"prepend_scheme", "second"}},
+      {[](json& j) {
+         j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"String", "x"}}}, {"behavior", "Eaten"}};
+       },
+       {"behavior", "Eaten"}},
+      {[](json& j) {
+         j["decoder"] = {{"type", "WordPiece"}};
+       },
+       {"decoder", "WordPiece"}},
       {[](json& j) { j.erase("decoder"); }, {"decoder", "missing"}},
       {[](json& j) { j["pre_tokenizer"] = nullptr; }, {"decoder", "ByteLevel"}},
-      {[](json& j) { j["post_processor"] = {{"type", "Other"}}; }, {"post_processor", "Other"}},
+      {[](json& j) {
+         j["post_processor"] = {{"type", "Other"}};
+       },
+       {"post_processor", "Other"}},
       {regex(R"(\w+)"), {"regular expression", "\\w"}},
       {regex(R"(a\b)"), {"\\b"}},
       {regex(R"(\p{Han}+)"), {"\\p{Han}"}},
@@ -264,10 +335,11 @@ TEST_CASE("every truncation of a tokenizer.json is an error", "[io][host]") {
 TEST_CASE("a pattern that hits its limits is an error of the text, not a crash", "[io][host]") {
   json tokenizer = feature("byte level");
   // Nested quantifiers: exponential in the length of the run.
-  tokenizer["pre_tokenizer"] = {{"type", "Sequence"},
-                                {"pretokenizers",
-                                 {{{"type", "Split"}, {"pattern", {{"Regex", "(?:a|aa|aaa)*(?:a|aa)*[bc]"}}}, {"behavior", "Isolated"}},
-                                  {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+  tokenizer["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Split"}, {"pattern", {{"Regex", "(?:a|aa|aaa)*(?:a|aa)*[bc]"}}}, {"behavior", "Isolated"}},
+        {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
   const Tokenizer loaded = load(tokenizer);
   CHECK(loaded.encode("aaab").size() == 4);
   expect_error<InvalidArgument>([&] { loaded.encode(std::string(5000, 'a')); }, {"text", "5000 bytes", "limit"});
