@@ -1,5 +1,6 @@
 /// nvl-generate: continues prompts. Text comes as it is made; many prompts are computed together.
 
+#include "support/abort_guard.hpp"
 #include "support/open_llm.hpp"
 #include "support/prompts.hpp"
 
@@ -73,13 +74,14 @@ std::string speed_text(const nvl::Completion& done) {
 /// Runs all requests together and hands results over in the order of the prompts, each as soon as those before it are done.
 class Batch {
  public:
-  Batch(nvl::AnyEngine& engine, std::size_t size) : engine_(engine), results_(size) {}
+  Batch(nvl::AnyEngine& engine, std::size_t size) : engine_(engine), results_(size), guard_(engine) {}
 
   void submit(std::size_t index, nvl::Request request, std::function<void(const nvl::TokenEvent&)> on_token = {}) {
-    engine_.submit(std::move(request), {.on_token = std::move(on_token), .on_finish = [this, index](const nvl::Completion& done) {
-                                          results_[index] = done;
-                                          ++num_done_;
-                                        }});
+    const auto on_finish = [this, index](const nvl::Completion& done) {
+      results_[index] = done;
+      ++num_done_;
+    };
+    guard_.add(engine_.submit(std::move(request), {.on_token = std::move(on_token), .on_finish = on_finish}));
   }
 
   /// Calls `use(index, completion)` for each result. \return whether none ended with an error
@@ -105,6 +107,7 @@ class Batch {
   nvl::AnyEngine& engine_;
   std::vector<std::optional<nvl::Completion>> results_;
   std::size_t num_done_ = 0;
+  AbortGuard guard_;
 };
 
 int generate(int argc, char** argv) {
