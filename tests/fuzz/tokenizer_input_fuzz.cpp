@@ -30,12 +30,17 @@ void require(bool condition) {
 Tokenizer byte_level(std::string_view pattern, bool nfc) {
   std::vector<std::string> tokens;
   for (int b = 0; b < 256; ++b) { tokens.emplace_back(1, static_cast<char>(static_cast<unsigned char>(b))); }
-  for (const char* token : {"aa", "aaaa", "ab", "the", "th", "  ", "    ", "\n\n", "12", "\xC3\xA9", "\xE4\xB8\xAD", "he", "ell", "lo"}) { tokens.emplace_back(token); }
+  for (const char* token :
+       {"aa", "aaaa", "ab", "the", "th", "  ", "    ", "\n\n", "12", "\xC3\xA9", "\xE4\xB8\xAD", "he", "ell", "lo"}) {
+    tokens.emplace_back(token);
+  }
   nvl::RankedVocabularyOptions options;
   options.pattern = std::string(pattern);
   options.nfc = nfc;
   TokenId id = 1000;
-  for (const char* marker : {"<|im_start|>", "<|im_end|>", "<|end|>"}) { options.added.push_back({.id = id++, .content = marker, .special = true}); }
+  for (const char* marker : {"<|im_start|>", "<|im_end|>", "<|end|>"}) {
+    options.added.push_back({.id = id++, .content = marker, .special = true});
+  }
   options.added.push_back({.id = id++, .content = "<tool>", .left_strip = true, .right_strip = true});
   options.added.push_back({.id = id++, .content = "word", .single_word = true});
   return Tokenizer(nvl::make_ranked_tokenizer(tokens, options, "fuzz"));
@@ -43,14 +48,18 @@ Tokenizer byte_level(std::string_view pattern, bool nfc) {
 
 /// Letters, blanks and byte fallback, with the legacy blank in front.
 Tokenizer sentencepiece() {
-  std::string json = R"({"model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": {"<unk>": 0, "\u2581": 257, "a": 258, "b": 259, )"
-                     R"("ab": 260, "\u2581a": 261, "\u2581\u2581": 262)";
+  std::string json =
+      R"({"model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": {"<unk>": 0, "\u2581": 257, "a": 258, "b": 259, )"
+      R"("ab": 260, "\u2581a": 261, "\u2581\u2581": 262)";
   constexpr std::string_view hex = "0123456789ABCDEF";
-  for (std::size_t b = 0; b < 256; ++b) { json += std::string(", \"<0x") + hex[b / 16] + hex[b % 16] + ">\": " + std::to_string(b + 1); }
-  json += R"(}, "merges": [["a", "b"], ["\u2581", "a"], ["\u2581", "\u2581"]]}, "added_tokens": [{"id": 0, "content": "<unk>", "special": true}],)"
-          R"("normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},)"
-          R"("decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},)"
-          R"({"type": "Strip", "content": " ", "start": 1, "stop": 0}]}})";
+  for (std::size_t b = 0; b < 256; ++b) {
+    json += std::string(", \"<0x") + hex[b / 16] + hex[b % 16] + ">\": " + std::to_string(b + 1);
+  }
+  json +=
+      R"(}, "merges": [["a", "b"], ["\u2581", "a"], ["\u2581", "\u2581"]]}, "added_tokens": [{"id": 0, "content": "<unk>", "special": true}],)"
+      R"("normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},)"
+      R"("decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},)"
+      R"({"type": "Strip", "content": " ", "start": 1, "stop": 0}]}})";
   return Tokenizer(nvl::parse_tokenizer_json(json, "fuzz"));
 }
 
@@ -65,7 +74,8 @@ void check(const Tokenizer& tokenizer, std::string_view text, bool exact) {
   // The bytes as ids, some of them out of range.
   std::vector<TokenId> ids;
   for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
-    ids.push_back(static_cast<TokenId>(static_cast<unsigned char>(text[i])) + 5 * static_cast<TokenId>(static_cast<unsigned char>(text[i + 1])) - 3);
+    ids.push_back(static_cast<TokenId>(static_cast<unsigned char>(text[i])) +
+                  5 * static_cast<TokenId>(static_cast<unsigned char>(text[i + 1])) - 3);
   }
   for (const bool skip_special : {true, false}) {
     nvl::StreamDecoder decoder(tokenizer, skip_special);

@@ -23,7 +23,9 @@ class StreamDecoder {
  public:
   /// `vocabulary` must outlive the decoder.
   explicit StreamDecoder(const TokenText& vocabulary, bool skip_special = true)
-      : vocabulary_(&vocabulary), skip_special_(skip_special), at_start_(vocabulary.drops_leading_space()) {}
+      : vocabulary_(&vocabulary),
+        skip_special_(skip_special),
+        at_start_(vocabulary.drops_leading_space()) {}
 
   /// The text that is certain after `id`; may be empty. Ids outside the vocabulary add nothing.
   std::string push(TokenId id) {

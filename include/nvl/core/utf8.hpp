@@ -19,7 +19,7 @@ struct Utf8Char {
   char32_t code_point = replacement_character;
   std::uint8_t length = 0;  // [bytes] of the character, or of the invalid part that one U+FFFD stands for; at least 1
   bool valid = false;
-  bool truncated = false;   // not valid only because the string ends: more bytes could complete it
+  bool truncated = false;  // not valid only because the string ends: more bytes could complete it
 };
 
 /// Reads the character at `pos` (below text.size()). An invalid sequence is taken up to, not including, the first byte that
@@ -117,8 +117,8 @@ constexpr std::size_t unfinished_utf8_suffix(std::string_view text) noexcept {
 
 /// Unicode's property White_Space.
 constexpr bool is_white_space(char32_t c) noexcept {
-  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
-         c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 /// [characters] in a well-formed text.

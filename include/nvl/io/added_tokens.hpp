@@ -150,8 +150,8 @@ class AddedTokenMatcher {
       case UTF8PROC_CATEGORY_PC: return true;
       default: break;
     }
-    const bool circled_letter = (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-                                (c >= 0x1F170 && c <= 0x1F189);
+    const bool circled_letter = (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+                                (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
     return circled_letter || c == 0x200C || c == 0x200D;
   }
 

@@ -74,7 +74,7 @@ class MergeTable {
 
   std::vector<Slot> slots_;  // a power of two, at most half full
   std::size_t size_ = 0;
-  int shift_ = 0;            // 64 - log2(slots_.size())
+  int shift_ = 0;  // 64 - log2(slots_.size())
 };
 
 /// Replaces `symbols` by what is left when no pair of neighbours joins any more. At most 2^31 symbols.
@@ -101,7 +101,9 @@ inline void apply_merges(std::vector<TokenId>& symbols, const MergeTable& table)
   for (std::size_t i = 0; i < count; ++i) {
     links[i] = {i == 0 ? none : static_cast<std::uint32_t>(i - 1), i + 1 == count ? none : static_cast<std::uint32_t>(i + 1)};
     if (i + 1 == count) { continue; }
-    if (const Merge* merge = table.find(symbols[i], symbols[i + 1])) { heap.push_back(candidate(static_cast<std::uint32_t>(i), *merge)); }
+    if (const Merge* merge = table.find(symbols[i], symbols[i + 1])) {
+      heap.push_back(candidate(static_cast<std::uint32_t>(i), *merge));
+    }
   }
   std::make_heap(heap.begin(), heap.end(), std::greater<>{});
 

@@ -26,9 +26,7 @@ class ByteAlphabet {
   static constexpr int characters = 0x144;  // code points from U+0000 to U+0143 that the alphabet may use
 
   /// The byte that `code_point` stands for, or -1.
-  static constexpr int byte_of(char32_t code_point) noexcept {
-    return code_point < characters ? bytes_[code_point] : -1;
-  }
+  static constexpr int byte_of(char32_t code_point) noexcept { return code_point < characters ? bytes_[code_point] : -1; }
 
   /// The bytes that `text` stands for; nothing if it holds a character outside the alphabet or is not UTF-8.
   static std::optional<std::string> decode(std::string_view text) {
@@ -61,15 +59,16 @@ class ByteAlphabet {
 class ByteLevelBpe {
  public:
   struct Options {
-    bool whole_pieces_first = false;    // a piece that is a token is taken as such before any merge ("ignore_merges")
-    std::optional<TokenId> unknown;     // for a byte without a token; without it such bytes are dropped, as Hugging Face does
-    bool fuse_unknown = false;          // one unknown token for a run of such bytes
-    std::vector<TokenId> never_whole;   // control tokens: a piece that spells one does not become it
+    bool whole_pieces_first = false;   // a piece that is a token is taken as such before any merge ("ignore_merges")
+    std::optional<TokenId> unknown;    // for a byte without a token; without it such bytes are dropped, as Hugging Face does
+    bool fuse_unknown = false;         // one unknown token for a run of such bytes
+    std::vector<TokenId> never_whole;  // control tokens: a piece that spells one does not become it
   };
 
   /// The vocabulary's index must hold every token that pieces may become.
   ByteLevelBpe(const Vocabulary& vocabulary, MergeTable merges, Options options)
-      : merges_(std::move(merges)), options_(std::move(options)) {
+      : merges_(std::move(merges)),
+        options_(std::move(options)) {
     std::sort(options_.never_whole.begin(), options_.never_whole.end());
     for (std::size_t b = 0; b < byte_tokens_.size(); ++b) {
       const char byte = static_cast<char>(static_cast<unsigned char>(b));

@@ -40,7 +40,8 @@ class ChatWriter {
   void marker(std::string_view name) {
     const auto id = tokenizer_.find(name);
     if (!id || !tokenizer_.is_special(*id)) {
-      raise(Unsupported(tokenizer_.path() + ": the chat template needs " + std::string(name) + ", which is no special token of the vocabulary"));
+      raise(Unsupported(tokenizer_.path() + ": the chat template needs " + std::string(name) +
+                        ", which is no special token of the vocabulary"));
     }
     flush();
     ids_.push_back(*id);
@@ -120,7 +121,9 @@ inline void write_qwen3(ChatWriter& out, std::span<const ChatMessage> messages) 
     std::string_view reasoning;
     if (const std::size_t first = content.find(close); first != std::string_view::npos) {
       reasoning = strip_line_ends(content.substr(0, first), false, true);
-      if (const std::size_t begin = reasoning.rfind(open); begin != std::string_view::npos) { reasoning.remove_prefix(begin + open.size()); }
+      if (const std::size_t begin = reasoning.rfind(open); begin != std::string_view::npos) {
+        reasoning.remove_prefix(begin + open.size());
+      }
       reasoning = strip_line_ends(reasoning, true, false);
       content = strip_line_ends(content.substr(content.rfind(close) + close.size()), true, false);
     }
@@ -134,7 +137,9 @@ inline void write_qwen3(ChatWriter& out, std::span<const ChatMessage> messages) 
 }
 
 inline void write_chatml(ChatWriter& out, const ChatFormat& format, std::span<const ChatMessage> messages) {
-  if (format.default_system && messages.front().role != "system") { write_chatml_turn(out, "system", "", *format.default_system); }
+  if (format.default_system && messages.front().role != "system") {
+    write_chatml_turn(out, "system", "", *format.default_system);
+  }
   for (const ChatMessage& message : messages) { write_chatml_turn(out, message.role, "", message.content); }
 }
 
@@ -147,15 +152,17 @@ inline void write_llama3_header(ChatWriter& out, std::string_view role) {
 
 /// "26 Jul 2024", in English whatever the locale, in local time as Python's strftime.
 inline std::string today() {
-  constexpr std::array<const char*, 12> months{"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+  constexpr std::array<const char*, 12> months{"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                               "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
   const std::time_t now = std::time(nullptr);
   std::tm parts{};
   localtime_r(&now, &parts);
-  return (parts.tm_mday < 10 ? "0" : "") + std::to_string(parts.tm_mday) + " " + months.at(static_cast<std::size_t>(parts.tm_mon)) + " " +
-         std::to_string(1900 + parts.tm_year);
+  return (parts.tm_mday < 10 ? "0" : "") + std::to_string(parts.tm_mday) + " " +
+         months.at(static_cast<std::size_t>(parts.tm_mon)) + " " + std::to_string(1900 + parts.tm_year);
 }
 
-inline void write_llama3(ChatWriter& out, const ChatFormat& format, std::span<const ChatMessage> messages, std::string_view date) {
+inline void write_llama3(ChatWriter& out, const ChatFormat& format, std::span<const ChatMessage> messages,
+                         std::string_view date) {
   out.marker("<|begin_of_text|>");
   if (format.family == ChatFamily::llama31) {
     write_llama3_header(out, "system");
@@ -180,8 +187,9 @@ inline void write_llama3(ChatWriter& out, const ChatFormat& format, std::span<co
 /// The ids of a conversation. With `add_generation_prompt` the assistant's next turn is opened at the end.
 /// `date` ("26 Jul 2024") replaces the day that Llama 3.1 to 3.3 templates write; empty: what the template says.
 /// \throws InvalidArgument for no messages or an unknown role; Unsupported if the vocabulary lacks a marker.
-inline std::vector<TokenId> format_chat(const Tokenizer& tokenizer, const ChatFormat& format, std::span<const ChatMessage> messages,
-                                        bool add_generation_prompt, std::string_view date = {}) {
+inline std::vector<TokenId> format_chat(const Tokenizer& tokenizer, const ChatFormat& format,
+                                        std::span<const ChatMessage> messages, bool add_generation_prompt,
+                                        std::string_view date = {}) {
   NVL_EXPECTS(!messages.empty(), "number of messages", messages.size(), "at least 1");
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const std::string& role = messages[i].role;
@@ -210,8 +218,10 @@ inline std::vector<TokenId> format_chat(const Tokenizer& tokenizer, const ChatFo
 
 /// The same in the format of the tokenizer's own template.
 /// \throws Unsupported, too, if there is no template or it is not a known one.
-inline std::vector<TokenId> format_chat(const Tokenizer& tokenizer, std::span<const ChatMessage> messages, bool add_generation_prompt) {
-  return format_chat(tokenizer, recognise_chat_template(tokenizer.chat_template(), tokenizer.path()), messages, add_generation_prompt);
+inline std::vector<TokenId> format_chat(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
+                                        bool add_generation_prompt) {
+  return format_chat(tokenizer, recognise_chat_template(tokenizer.chat_template(), tokenizer.path()), messages,
+                     add_generation_prompt);
 }
 
 }  // namespace nvl::inline NVL_ABI

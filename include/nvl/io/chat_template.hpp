@@ -41,11 +41,12 @@ class TemplateScanner {
 
   /// Nothing if the template writes text outside its expressions.
   std::optional<std::string> scan() {
-    bool dash_before = true;   // white space here is taken away by a "-" of the tag before, or the template begins
+    bool dash_before = true;  // white space here is taken away by a "-" of the tag before, or the template begins
     bool block_before = false;
     while (pos_ < in_.size()) {
       std::size_t tag = in_.find('{', pos_);
-      while (tag != std::string_view::npos && (tag + 1 >= in_.size() || std::string_view("{%#").find(in_[tag + 1]) == std::string_view::npos)) {
+      while (tag != std::string_view::npos &&
+             (tag + 1 >= in_.size() || std::string_view("{%#").find(in_[tag + 1]) == std::string_view::npos)) {
         tag = in_.find('{', tag + 1);
       }
       const std::string_view outside = in_.substr(pos_, tag == std::string_view::npos ? tag : tag - pos_);
@@ -53,8 +54,9 @@ class TemplateScanner {
       const bool blank = outside.find_first_not_of(" \t\r\n") == std::string_view::npos;
       const bool last_line_end = tag == std::string_view::npos && outside == "\n";  // Jinja drops it
       // Hugging Face renders with trim_blocks and lstrip_blocks: one line end after a block tag goes, and so do blanks before one.
-      const bool trimmed = block_before && (outside == "\n" || (tag != std::string_view::npos && in_[tag + 1] == '%' && outside.starts_with('\n') &&
-                                                                outside.find_first_not_of(" \t", 1) == std::string_view::npos));
+      const bool trimmed = block_before && (outside == "\n" ||
+                                            (tag != std::string_view::npos && in_[tag + 1] == '%' && outside.starts_with('\n') &&
+                                             outside.find_first_not_of(" \t", 1) == std::string_view::npos));
       if (!outside.empty() && !(blank && (dash_before || dash_after || last_line_end || trimmed))) { return std::nullopt; }
       if (tag == std::string_view::npos) { break; }
       pos_ = tag;
@@ -107,7 +109,10 @@ class TemplateScanner {
     const std::string_view rest = in_.substr(pos_ + 1);
     if (!rest.starts_with(name)) { return false; }
     const char after = rest.size() > name.size() ? rest[name.size()] : ' ';
-    if (after == '_' || (after >= 'a' && after <= 'z') || (after >= 'A' && after <= 'Z') || (after >= '0' && after <= '9') || after == '(') { return false; }
+    if (after == '_' || (after >= 'a' && after <= 'z') || (after >= 'A' && after <= 'Z') || (after >= '0' && after <= '9') ||
+        after == '(') {
+      return false;
+    }
     pos_ += 1 + name.size();
     return true;
   }
@@ -164,11 +169,13 @@ inline std::optional<std::string> literal_between(std::string_view text, std::st
 }
 
 inline bool contains_any(std::string_view text, std::initializer_list<std::string_view> words) {
-  return std::any_of(words.begin(), words.end(), [&](std::string_view word) { return text.find(word) != std::string_view::npos; });
+  return std::any_of(words.begin(), words.end(),
+                     [&](std::string_view word) { return text.find(word) != std::string_view::npos; });
 }
 
 inline bool contains_all(std::string_view text, std::initializer_list<std::string_view> words) {
-  return std::all_of(words.begin(), words.end(), [&](std::string_view word) { return text.find(word) != std::string_view::npos; });
+  return std::all_of(words.begin(), words.end(),
+                     [&](std::string_view word) { return text.find(word) != std::string_view::npos; });
 }
 
 inline std::optional<ChatFormat> match_chat_template(std::string_view t) {
@@ -176,27 +183,32 @@ inline std::optional<ChatFormat> match_chat_template(std::string_view t) {
   const bool chatml = contains_all(t, {chatml_turn, R"({{'<|im_start|>assistant\n'}})"}) &&
                       (contains_any(t, {R"(message['content']+'<|im_end|>'+'\n'}})", R"(message['content']+'<|im_end|>\n'}})"}));
   ChatFormat format;
-  if (chatml && contains_all(t, {R"(message['content'].split('</think>')[-1].lstrip('\n'))", "loop.index0>ns.last_query_index",
-                                 R"({%ifloop.lastor(notloop.lastandreasoning_content)%})",
-                                 R"('\n<think>\n'+reasoning_content.strip('\n')+'\n</think>\n\n'+content.lstrip('\n'))"}) &&
+  if (chatml &&
+      contains_all(t, {R"(message['content'].split('</think>')[-1].lstrip('\n'))", "loop.index0>ns.last_query_index",
+                       R"({%ifloop.lastor(notloop.lastandreasoning_content)%})",
+                       R"('\n<think>\n'+reasoning_content.strip('\n')+'\n</think>\n\n'+content.lstrip('\n'))"}) &&
       !contains_any(t, {"trim", "strftime", "bos_token", "eos_token", "raise_exception", "macro", "replace("})) {
     format.family = ChatFamily::qwen3;
     return format;
   }
-  if (chatml && !contains_any(t, {"trim", "strip(", "split(", "namespace", "strftime", "bos_token", "eos_token", "think", "raise_exception", "macro",
-                                  "replace(", "upper", "lower", "capitalize", "title", "setcontent", "setmessages", "messages[1:]"})) {
+  if (chatml && !contains_any(t, {"trim", "strip(", "split(", "namespace", "strftime", "bos_token", "eos_token", "think",
+                                  "raise_exception", "macro", "replace(", "upper", "lower", "capitalize", "title", "setcontent",
+                                  "setmessages", "messages[1:]"})) {
     format.default_system = literal_between(t, R"('<|im_start|>system\n)", "<|im_end|>\\n'}}");
     if (!contains_any(t, {"messages[0]['role']!='system'", "messages[0]['role']=='system'"})) { format.default_system.reset(); }
     return format;
   }
-  constexpr std::string_view llama_turn = R"('<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>')";
-  if (contains_all(t, {llama_turn, R"({{'<|start_header_id|>assistant<|end_header_id|>\n\n'}})"}) && !contains_any(t, {"raise_exception('Only", "macro", "namespace"})) {
+  constexpr std::string_view llama_turn =
+      R"('<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>')";
+  if (contains_all(t, {llama_turn, R"({{'<|start_header_id|>assistant<|end_header_id|>\n\n'}})"}) &&
+      !contains_any(t, {"raise_exception('Only", "macro", "namespace"})) {
     if (contains_all(t, {"bos_token+content", "{%setloop_messages=messages%}"}) && !contains_any(t, {"system", "tools"})) {
       format.family = ChatFamily::llama3;
       return format;
     }
-    if (contains_all(t, {"{{bos_token}}", R"({{'<|start_header_id|>system<|end_header_id|>\n\n'}})", R"({{'Cutting Knowledge Date: December 2023\n'}})",
-                         R"({{'Today Date: '+date_string+'\n\n'}})", "{{system_message}}{{'<|eot_id|>'}}"})) {
+    if (contains_all(t, {"{{bos_token}}", R"({{'<|start_header_id|>system<|end_header_id|>\n\n'}})",
+                         R"({{'Cutting Knowledge Date: December 2023\n'}})", R"({{'Today Date: '+date_string+'\n\n'}})",
+                         "{{system_message}}{{'<|eot_id|>'}}"})) {
       format.family = ChatFamily::llama31;
       format.date = literal_between(t, "setdate_string='", "'%}").value_or("");
       format.uses_clock = t.find("strftime_now('%d %b %Y')") != std::string_view::npos;
@@ -213,7 +225,8 @@ inline ChatFormat recognise_chat_template(std::string_view text, const std::stri
   if (text.empty()) { raise(Unsupported(path + ": the model carries no chat template, so it takes plain prompts only")); }
   const auto scanned = detail::TemplateScanner(text).scan();
   if (const auto format = scanned ? detail::match_chat_template(*scanned) : std::nullopt) { return *format; }
-  raise(Unsupported(path + ": the chat template is none that nvl knows: ChatML (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, Llama 3.1 to 3.3"));
+  raise(Unsupported(
+      path + ": the chat template is none that nvl knows: ChatML (SmolLM2, Qwen2, Qwen2.5), Qwen3, Llama 3, Llama 3.1 to 3.3"));
 }
 
 }  // namespace nvl::inline NVL_ABI

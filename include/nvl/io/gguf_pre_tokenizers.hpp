@@ -63,7 +63,8 @@ inline constexpr auto gguf_pre_tokenizers = [] {
       {"qwen2", {p::qwen2}, true},
       {"tekken", {p::tekken}, false, true, true},
       {"deepseek-llm",
-       {p::deepseek_newline, p::deepseek_llm_letters, p::deepseek_llm_punctuation, p::deepseek_llm_trailing_space, p::deepseek_cjk, p::digit}},
+       {p::deepseek_newline, p::deepseek_llm_letters, p::deepseek_llm_punctuation, p::deepseek_llm_trailing_space,
+        p::deepseek_cjk, p::digit}},
       {"deepseek-coder",
        {p::deepseek_newline, p::deepseek_coder_letters, p::deepseek_coder_punctuation, p::deepseek_cjk, p::digit}},
       {"deepseek-v3", {p::up_to_three_digits, p::deepseek3_han, p::deepseek3}},
@@ -77,8 +78,8 @@ inline const GgufPreTokenizer& find_gguf_pre_tokenizer(std::string_view name, co
     if (pre.name == name) { return pre; }
     known += (known.empty() ? "" : ", ") + std::string(pre.name);
   }
-  raise(Unsupported(path + ": tokenizer.ggml.pre is " + (name.empty() ? "missing" : "\"" + std::string(name.substr(0, 64)) + "\"") +
-                    ": nvl knows " + known));
+  raise(Unsupported(path + ": tokenizer.ggml.pre is " +
+                    (name.empty() ? "missing" : "\"" + std::string(name.substr(0, 64)) + "\"") + ": nvl knows " + known));
 }
 
 inline PreTokenizer make_pre_tokenizer(const GgufPreTokenizer& pre, const std::string& path) {

@@ -47,11 +47,12 @@ inline void order_and_compose(std::vector<utf8proc_int32_t>& points) {
   for (auto it = points.begin(); it != points.end();) {
     const auto run = std::find_if(it, points.end(), [&](utf8proc_int32_t c) { return combining_class(c) != 0; });
     const auto run_end = std::find_if(run, points.end(), [&](utf8proc_int32_t c) { return combining_class(c) == 0; });
-    std::stable_sort(run, run_end, [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining_class(a) < combining_class(b); });
+    std::stable_sort(run, run_end,
+                     [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining_class(a) < combining_class(b); });
     it = run_end;
   }
-  const auto length =
-      utf8proc_normalize_utf32(points.data(), std::ssize(points), static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+  const auto length = utf8proc_normalize_utf32(points.data(), std::ssize(points),
+                                               static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
   points.resize(static_cast<std::size_t>(std::max<utf8proc_ssize_t>(length, 0)));
 }
 
@@ -145,7 +146,9 @@ class Normalizer {
 
   static std::string apply_step(const Prepend& step, std::string text) { return text.empty() ? text : step.text + text; }
 
-  static std::string apply_step(const ReplaceText& step, std::string text) { return detail::replace_all(text, step.what, step.with); }
+  static std::string apply_step(const ReplaceText& step, std::string text) {
+    return detail::replace_all(text, step.what, step.with);
+  }
 
   static std::string apply_step(const ReplacePattern& step, std::string text) {
     std::string out;

@@ -101,21 +101,22 @@ class PatternTranslator {
 
  private:
   [[noreturn]] void refuse(const std::string& what) const {
-    raise(Unsupported("the regular expression " + std::string(in_) + " uses " + what +
-                      ": nvl takes characters, classes, groups ( (?: (?i: (?= (?! , quantifiers, \\s \\S \\d \\r \\n \\t, \\x{...} and "
-                      "\\p{...} of L Lu Ll Lt Lm Lo M N Nd P S"));
+    raise(Unsupported(
+        "the regular expression " + std::string(in_) + " uses " + what +
+        ": nvl takes characters, classes, groups ( (?: (?i: (?= (?! , quantifiers, \\s \\S \\d \\r \\n \\t, \\x{...} and "
+        "\\p{...} of L Lu Ll Lt Lm Lo M N Nd P S"));
   }
 
-  bool next_is(std::string_view text, std::size_t ahead = 0) const { return in_.substr(pos_).substr(std::min(ahead, in_.size() - pos_)).starts_with(text); }
+  bool next_is(std::string_view text, std::size_t ahead = 0) const {
+    return in_.substr(pos_).substr(std::min(ahead, in_.size() - pos_)).starts_with(text);
+  }
 
   void copy(std::size_t n) {
     out_.append(in_.substr(pos_, n));
     pos_ += n;
   }
 
-  void put_class(std::string_view members) {
-    out_ += in_class_ ? std::string(members) : "[" + std::string(members) + "]";
-  }
+  void put_class(std::string_view members) { out_ += in_class_ ? std::string(members) : "[" + std::string(members) + "]"; }
 
   void class_character(char c) {
     if (c == '[') { refuse("a class inside a class"); }
@@ -161,7 +162,9 @@ class PatternTranslator {
       default: break;
     }
     const bool alphanumeric = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-    if (alphanumeric || static_cast<unsigned char>(c) >= 0x80) { refuse(std::string("\\") + (alphanumeric ? std::string(1, c) : "and a non-ASCII character")); }
+    if (alphanumeric || static_cast<unsigned char>(c) >= 0x80) {
+      refuse(std::string("\\") + (alphanumeric ? std::string(1, c) : "and a non-ASCII character"));
+    }
     copy(2);
   }
 
@@ -215,7 +218,10 @@ class RegexPattern {
     PCRE2_SIZE where = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                               PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &where, context.get()));
-    if (!code_) { raise(FileError(path, "the regular expression " + source_.substr(0, 200) + " is malformed: " + detail::pcre2_message(error))); }
+    if (!code_) {
+      raise(
+          FileError(path, "the regular expression " + source_.substr(0, 200) + " is malformed: " + detail::pcre2_message(error)));
+    }
     // Best effort: without the JIT the interpreter gives the same matches.
     static_cast<void>(pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE));
   }
@@ -226,7 +232,9 @@ class RegexPattern {
   class Matcher {
    public:
     explicit Matcher(const RegexPattern& pattern)
-        : pattern_(&pattern), data_(pcre2_match_data_create(1, nullptr)), context_(pcre2_match_context_create(nullptr)) {
+        : pattern_(&pattern),
+          data_(pcre2_match_data_create(1, nullptr)),
+          context_(pcre2_match_context_create(nullptr)) {
       if (!data_ || !context_) { raise(OutOfMemory("no memory for a PCRE2 match")); }
       pcre2_set_match_limit(context_.get(), match_limit);
       pcre2_set_depth_limit(context_.get(), match_limit);
@@ -258,7 +266,7 @@ class RegexPattern {
     }
 
    private:
-    static constexpr std::uint32_t match_limit = 20'000'000;     // [steps] about one second
+    static constexpr std::uint32_t match_limit = 20'000'000;  // [steps] about one second
     static constexpr std::uint32_t heap_limit_kib = 64 * 1024;
 
     int match(std::string_view text, std::size_t at) {
@@ -269,8 +277,9 @@ class RegexPattern {
       int rc = run(0);
       if (rc == PCRE2_ERROR_JIT_STACKLIMIT) { rc = run(PCRE2_NO_JIT); }
       if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) {
-        raise(InvalidArgument("text", std::to_string(text.size()) + " bytes that the pre-tokenizer cannot split",
-                              "text that " + pattern_->source_.substr(0, 80) + " matches within its limits (" + detail::pcre2_message(rc) + ")"));
+        raise(InvalidArgument(
+            "text", std::to_string(text.size()) + " bytes that the pre-tokenizer cannot split",
+            "text that " + pattern_->source_.substr(0, 80) + " matches within its limits (" + detail::pcre2_message(rc) + ")"));
       }
       return rc;
     }

@@ -49,7 +49,9 @@ class SentencePieceBpe {
   using Piece = std::pair<std::string_view, TokenId>;
 
   /// `pieces` are those that text may become; if bytes fall back, "<0x..>" among them serve that. Merges come from the file.
-  SentencePieceBpe(std::span<const Piece> pieces, MergeTable merges, Options options) : merges_(std::move(merges)), options_(options) {
+  SentencePieceBpe(std::span<const Piece> pieces, MergeTable merges, Options options)
+      : merges_(std::move(merges)),
+        options_(options) {
     byte_tokens_.fill(-1);
     for (const auto& [text, id] : pieces) { add_piece(text, id); }
     first_inner_ = num_tokens_;
@@ -57,8 +59,8 @@ class SentencePieceBpe {
 
   /// Merges follow from scores: two neighbours join if together they are a piece, the best-scored piece first.
   /// `scores[i]` belongs to `pieces[i]`; `byte_pieces` serve byte fallback only.
-  static SentencePieceBpe from_scores(std::span<const Piece> pieces, std::span<const float> scores, std::span<const Piece> byte_pieces,
-                                      Options options) {
+  static SentencePieceBpe from_scores(std::span<const Piece> pieces, std::span<const float> scores,
+                                      std::span<const Piece> byte_pieces, Options options) {
     SentencePieceBpe bpe({}, MergeTable(pieces.size() * 2), options);
     std::unordered_map<std::string_view, TokenId> ids;
     ids.reserve(pieces.size());

@@ -27,10 +27,10 @@ class ProtobufReader {
  public:
   ProtobufReader(std::string_view message, const std::string& path) : rest_(message), path_(&path) {}
 
-  std::uint32_t field = 0;     // number of the field that next() read
-  std::uint64_t number = 0;    // its value if it is a varint
-  float real = 0;              // its value if it is 32 bits wide
-  std::string_view bytes;      // its value if it is a string, bytes or a message
+  std::uint32_t field = 0;   // number of the field that next() read
+  std::uint64_t number = 0;  // its value if it is a varint
+  float real = 0;            // its value if it is 32 bits wide
+  std::string_view bytes;    // its value if it is a string, bytes or a message
 
   /// False at the end of the message. Values of another wire type than the caller expects read as 0 or empty.
   bool next() {
@@ -64,7 +64,9 @@ class ProtobufReader {
   }
 
   std::string_view take(std::uint64_t size) {
-    if (size > rest_.size()) { fail("a field of " + std::to_string(size) + " bytes where only " + std::to_string(rest_.size()) + " are left"); }
+    if (size > rest_.size()) {
+      fail("a field of " + std::to_string(size) + " bytes where only " + std::to_string(rest_.size()) + " are left");
+    }
     const std::string_view result = rest_.substr(0, size);
     rest_.remove_prefix(size);
     return result;
@@ -120,7 +122,8 @@ class SentencePieceModelReader {
       if (in.field == 3) { piece.type = static_cast<SentencePiecePiece::Type>(in.number); }
     }
     if (piece.text.empty() || !is_valid_utf8(piece.text) || !std::isfinite(piece.score)) {
-      raise(FileError(parts_.path, "piece " + std::to_string(pieces_.size()) + " is empty, not UTF-8, or has a score that is not finite"));
+      raise(FileError(parts_.path,
+                      "piece " + std::to_string(pieces_.size()) + " is empty, not UTF-8, or has a score that is not finite"));
     }
     pieces_.push_back(piece);
   }

@@ -25,10 +25,10 @@ namespace nvl::inline NVL_ABI {
 
 /// How ranks become a tokenizer: what the file itself does not say.
 struct RankedVocabularyOptions {
-  std::string pattern;                  // of the pre-tokenizer; the matches are the pieces
-  bool nfc = false;                     // normalise to form C first
-  TokenId first_id = 0;                 // id of rank 0
-  std::vector<AddedToken> added;        // their ids lie outside the ranks
+  std::string pattern;            // of the pre-tokenizer; the matches are the pieces
+  bool nfc = false;               // normalise to form C first
+  TokenId first_id = 0;           // id of rank 0
+  std::vector<AddedToken> added;  // their ids lie outside the ranks
 };
 
 namespace detail {
@@ -45,7 +45,9 @@ inline std::optional<std::string> decode_base64(std::string_view text) {
     if (value == std::string_view::npos) { return std::nullopt; }
     bits = (bits << 6) | static_cast<std::uint32_t>(value);
     if (i % 4 == 3) {
-      for (int shift = 16; shift >= 0; shift -= 8) { out.push_back(static_cast<char>(static_cast<unsigned char>(bits >> shift))); }
+      for (int shift = 16; shift >= 0; shift -= 8) {
+        out.push_back(static_cast<char>(static_cast<unsigned char>(bits >> shift)));
+      }
       bits = 0;
     }
   }
@@ -56,7 +58,8 @@ inline std::optional<std::string> decode_base64(std::string_view text) {
 }  // namespace detail
 
 /// `tokens[rank]` are the bytes of each rank, none empty.
-inline TokenizerParts make_ranked_tokenizer(const std::vector<std::string>& tokens, RankedVocabularyOptions options, std::string path) {
+inline TokenizerParts make_ranked_tokenizer(const std::vector<std::string>& tokens, RankedVocabularyOptions options,
+                                            std::string path) {
   TokenizerParts parts;
   parts.path = std::move(path);
   std::size_t size = static_cast<std::size_t>(options.first_id) + tokens.size();
@@ -88,7 +91,9 @@ inline TokenizerParts make_ranked_tokenizer(const std::vector<std::string>& toke
   bpe.whole_pieces_first = true;
   bpe.never_whole = parts.special;
   parts.model = ByteLevelBpe(parts.vocabulary, std::move(merges), std::move(bpe));
-  if (std::get<ByteLevelBpe>(*parts.model).num_missing_bytes() > 0) { raise(FileError(parts.path, "a byte has no token: all 256 must")); }
+  if (std::get<ByteLevelBpe>(*parts.model).num_missing_bytes() > 0) {
+    raise(FileError(parts.path, "a byte has no token: all 256 must"));
+  }
   for (const AddedToken& token : options.added) { parts.vocabulary.index(token.id); }
   parts.added = std::move(options.added);
   parts.pre_tokenizer = PreTokenizer({PreTokenizer::isolate(options.pattern, parts.path)});
@@ -109,7 +114,9 @@ inline TokenizerParts read_tiktoken(const std::filesystem::path& path, RankedVoc
     std::size_t rank = 0;
     const char* const last = line.data() + line.size();
     if (!token || token->empty() || std::from_chars(line.data() + blank + 1, last, rank).ptr != last || rank != tokens.size()) {
-      raise(FileError(file.path(), begin, "line " + std::to_string(tokens.size() + 1) + " is not \"base64 rank\" with rank " + std::to_string(tokens.size())));
+      raise(FileError(
+          file.path(), begin,
+          "line " + std::to_string(tokens.size() + 1) + " is not \"base64 rank\" with rank " + std::to_string(tokens.size())));
     }
     tokens.push_back(std::move(*token));
     begin = end + 1;
@@ -127,7 +134,10 @@ inline TokenizerParts read_tekken(const std::filesystem::path& path) {
   const auto num_special = json_int(config, "default_num_special_tokens", 0, vocab_size, file.path());
   const nlohmann::json& vocab = json_array(root, "vocab", file.path());
   const auto num_ranks = static_cast<std::size_t>(vocab_size - num_special);
-  if (vocab.size() < num_ranks) { raise(FileError(file.path(), "vocab has " + std::to_string(vocab.size()) + " elements: must be at least " + std::to_string(num_ranks))); }
+  if (vocab.size() < num_ranks) {
+    raise(FileError(file.path(),
+                    "vocab has " + std::to_string(vocab.size()) + " elements: must be at least " + std::to_string(num_ranks)));
+  }
   std::vector<std::string> tokens;
   tokens.reserve(num_ranks);
   for (std::size_t rank = 0; rank < num_ranks; ++rank) {

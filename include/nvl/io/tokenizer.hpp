@@ -62,7 +62,8 @@ class Tokenizer final : public TokenText {
 
   /// The ids of `text`. Bytes that are not UTF-8 count as U+FFFD, one for each maximal invalid part.
   /// \throws InvalidArgument if the text hits a limit of the pre-tokenizer's regular expression or has 2^31 bytes or more.
-  std::vector<TokenId> encode(std::string_view text, SpecialText special = SpecialText::parse, AddSpecial add = AddSpecial::yes) const {
+  std::vector<TokenId> encode(std::string_view text, SpecialText special = SpecialText::parse,
+                              AddSpecial add = AddSpecial::yes) const {
     NVL_EXPECTS(text.size() < max_text_bytes, "text", std::to_string(text.size()) + " bytes", "below 2^31 bytes");
     std::string repaired;
     if (!is_valid_utf8(text)) {

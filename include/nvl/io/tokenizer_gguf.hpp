@@ -42,7 +42,8 @@ class GgufTokenizerReader {
     const auto model = file_.find_string("tokenizer.ggml.model");
     if (!model) { raise(FileError(file_.path(), "tokenizer.ggml.model is missing: the file carries no tokenizer")); }
     if (*model != "gpt2" && *model != "llama") {
-      raise(Unsupported(file_.path() + ": tokenizer.ggml.model is \"" + std::string(model->substr(0, 64)) + "\": nvl knows gpt2, llama"));
+      raise(Unsupported(file_.path() + ": tokenizer.ggml.model is \"" + std::string(model->substr(0, 64)) +
+                        "\": nvl knows gpt2, llama"));
     }
     read_tokens();
     if (*model == "gpt2") {
@@ -61,7 +62,9 @@ class GgufTokenizerReader {
     auto tokens = file_.find_string_array("tokenizer.ggml.tokens");
     if (!tokens || tokens->empty()) { fail("tokenizer.ggml.tokens is missing or empty"); }
     tokens_ = std::move(*tokens);
-    if (tokens_.size() > (1u << 24)) { fail("tokenizer.ggml.tokens has " + std::to_string(tokens_.size()) + " elements: must be at most 2^24"); }
+    if (tokens_.size() > (1u << 24)) {
+      fail("tokenizer.ggml.tokens has " + std::to_string(tokens_.size()) + " elements: must be at most 2^24");
+    }
     if (const auto types = file_.find_int_array("tokenizer.ggml.token_type")) {
       require_size("tokenizer.ggml.token_type", types->size());
       types_.reserve(types->size());
@@ -117,7 +120,8 @@ class GgufTokenizerReader {
     const auto id = file_.find_uint(key);
     if (!id) { return std::nullopt; }
     if (*id >= tokens_.size()) {
-      fail(std::string(key) + " is " + std::to_string(*id) + ": must be below the vocabulary size (" + std::to_string(tokens_.size()) + ")");
+      fail(std::string(key) + " is " + std::to_string(*id) + ": must be below the vocabulary size (" +
+           std::to_string(tokens_.size()) + ")");
     }
     return static_cast<TokenId>(*id);
   }
@@ -128,7 +132,9 @@ class GgufTokenizerReader {
       const auto id = find_id(key);
       if (id && std::find(parts_.eos.begin(), parts_.eos.end(), *id) == parts_.eos.end()) { parts_.eos.push_back(*id); }
     }
-    if (file_.find_bool("tokenizer.ggml.add_bos_token").value_or(add_bos_by_default) && parts_.bos) { parts_.prefix = {*parts_.bos}; }
+    if (file_.find_bool("tokenizer.ggml.add_bos_token").value_or(add_bos_by_default) && parts_.bos) {
+      parts_.prefix = {*parts_.bos};
+    }
     const auto eos = find_id("tokenizer.ggml.eos_token_id");
     if (file_.find_bool("tokenizer.ggml.add_eos_token").value_or(false) && eos) { parts_.suffix = {*eos}; }
   }
@@ -138,7 +144,8 @@ class GgufTokenizerReader {
     parts_.pre_tokenizer = make_pre_tokenizer(pre, file_.path());
     if (pre.nfc) { parts_.normalizer = Normalizer({Normalizer::Nfc{}}); }
     if (file_.find_bool("tokenizer.ggml.add_space_prefix").value_or(false)) {
-      raise(Unsupported(file_.path() + ": tokenizer.ggml.add_space_prefix is true: byte-level vocabularies with it are not supported"));
+      raise(Unsupported(file_.path() +
+                        ": tokenizer.ggml.add_space_prefix is true: byte-level vocabularies with it are not supported"));
     }
     std::vector<std::string> bytes;
     bytes.reserve(tokens_.size());
@@ -167,7 +174,8 @@ class GgufTokenizerReader {
     if (!scores) { fail("tokenizer.ggml.scores is missing"); }
     require_size("tokenizer.ggml.scores", scores->size());
     if (file_.find_bool("tokenizer.ggml.remove_extra_whitespaces").value_or(false)) {
-      raise(Unsupported(file_.path() + ": tokenizer.ggml.remove_extra_whitespaces is true: SentencePiece models with it are not supported"));
+      raise(Unsupported(file_.path() +
+                        ": tokenizer.ggml.remove_extra_whitespaces is true: SentencePiece models with it are not supported"));
     }
     std::vector<std::string> bytes(tokens_.size());
     std::vector<SentencePieceBpe::Piece> pieces, byte_pieces;
@@ -177,7 +185,10 @@ class GgufTokenizerReader {
       bytes[i] = with_blanks(tokens_[i]);
       if (types_[i] == GgufTokenType::byte) {
         const auto byte = parse_byte_piece(tokens_[i]);
-        if (!byte) { fail("byte token " + std::to_string(i) + " is \"" + std::string(tokens_[i].substr(0, 32)) + "\": must be <0x00> to <0xFF>"); }
+        if (!byte) {
+          fail("byte token " + std::to_string(i) + " is \"" + std::string(tokens_[i].substr(0, 32)) +
+               "\": must be <0x00> to <0xFF>");
+        }
         bytes[i].assign(1, static_cast<char>(*byte));
         parts_.byte_fallback.push_back(id);
         byte_pieces.emplace_back(tokens_[i], id);
@@ -186,7 +197,8 @@ class GgufTokenizerReader {
         pieces.emplace_back(tokens_[i], id);
         piece_scores.push_back((*scores)[i]);
       } else if (types_[i] == GgufTokenType::unused) {
-        raise(Unsupported(file_.path() + ": token " + std::to_string(i) + " has type unused (5): SentencePiece models with it are not supported"));
+        raise(Unsupported(file_.path() + ": token " + std::to_string(i) +
+                          " has type unused (5): SentencePiece models with it are not supported"));
       }
     }
     build_vocabulary(bytes);

@@ -75,8 +75,8 @@ class TokenizerJsonReader {
   static std::string escape_pattern(std::string_view text) {
     std::string out;
     for (const char c : text) {
-      const bool plain = static_cast<unsigned char>(c) >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                         static_cast<unsigned char>(c) <= ' ';
+      const bool plain = static_cast<unsigned char>(c) >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
+                         (c >= 'A' && c <= 'Z') || static_cast<unsigned char>(c) <= ' ';
       if (!plain) { out += '\\'; }
       out += c;
     }
@@ -100,7 +100,8 @@ class TokenizerJsonReader {
       if (literal) {
         normalizer_steps_.emplace_back(Normalizer::ReplaceText{pattern, content});
       } else {
-        normalizer_steps_.emplace_back(Normalizer::ReplacePattern{std::make_shared<const RegexPattern>(pattern, path()), content});
+        normalizer_steps_.emplace_back(
+            Normalizer::ReplacePattern{std::make_shared<const RegexPattern>(pattern, path()), content});
       }
     } else if (type == "Strip") {
       normalizer_steps_.emplace_back(Normalizer::Strip{json_optional_bool(*step, "strip_left", path()).value_or(true),
@@ -121,7 +122,8 @@ class TokenizerJsonReader {
   }
 
   void add_split(std::string_view pattern, SplitBehavior behavior, bool invert) {
-    pre_tokenizer_steps_.emplace_back(PreTokenizer::Split{std::make_shared<const RegexPattern>(pattern, path()), behavior, invert});
+    pre_tokenizer_steps_.emplace_back(
+        PreTokenizer::Split{std::make_shared<const RegexPattern>(pattern, path()), behavior, invert});
   }
 
   /// `last`: no step follows. ByteLevel has to be last: what follows it would see letters that stand for bytes.
@@ -130,7 +132,9 @@ class TokenizerJsonReader {
     const std::string type = type_of(*step, where);
     if (type == "Sequence") {
       const json& inner = json_array(*step, "pretokenizers", path());
-      for (std::size_t i = 0; i < inner.size(); ++i) { read_pre_tokenizer(&inner[i], where + ".pretokenizers", last && i + 1 == inner.size()); }
+      for (std::size_t i = 0; i < inner.size(); ++i) {
+        read_pre_tokenizer(&inner[i], where + ".pretokenizers", last && i + 1 == inner.size());
+      }
     } else if (type == "Split") {
       bool literal = false;
       const std::string pattern = pattern_of(*step, literal);
@@ -143,8 +147,12 @@ class TokenizerJsonReader {
     } else if (type == "ByteLevel") {
       if (!last) { refuse(where, "a sequence that goes on after ByteLevel", "ByteLevel as the last step"); }
       byte_level_ = true;
-      if (json_optional_bool(*step, "add_prefix_space", path()).value_or(true)) { pre_tokenizer_steps_.emplace_back(PreTokenizer::PrefixSpace{}); }
-      if (json_optional_bool(*step, "use_regex", path()).value_or(true)) { add_split(split_patterns::gpt2, SplitBehavior::isolated, false); }
+      if (json_optional_bool(*step, "add_prefix_space", path()).value_or(true)) {
+        pre_tokenizer_steps_.emplace_back(PreTokenizer::PrefixSpace{});
+      }
+      if (json_optional_bool(*step, "use_regex", path()).value_or(true)) {
+        add_split(split_patterns::gpt2, SplitBehavior::isolated, false);
+      }
     } else if (type == "Metaspace") {
       read_metaspace(*step, where);
     } else {
@@ -201,7 +209,9 @@ class TokenizerJsonReader {
     if (steps.size() == 4) {
       const std::int64_t start = json_int(*steps[3], "start", 0, 1, path());
       const std::int64_t stop = json_int(*steps[3], "stop", 0, 0, path());
-      if (json_string(*steps[3], "content", path()) != " " || stop != 0) { refuse("decoder's Strip", "of something else", "one blank at the start"); }
+      if (json_string(*steps[3], "content", path()) != " " || stop != 0) {
+        refuse("decoder's Strip", "of something else", "one blank at the start");
+      }
       parts_.drops_leading_space = start == 1;
     }
   }
@@ -224,7 +234,9 @@ class TokenizerJsonReader {
       if (text.empty()) { fail("model.vocab holds a token of length 0"); }
       const std::int64_t number = json_to_int(id, "id of token \"" + printable(text) + "\"", 0, max_id, path());
       std::string_view& token = slot(number);
-      if (!token.empty()) { fail("tokens \"" + printable(token) + "\" and \"" + printable(text) + "\" have the same id " + std::to_string(number)); }
+      if (!token.empty()) {
+        fail("tokens \"" + printable(token) + "\" and \"" + printable(text) + "\" have the same id " + std::to_string(number));
+      }
       token = text;
       ids_.emplace(text, static_cast<TokenId>(number));
     }
@@ -239,12 +251,14 @@ class TokenizerJsonReader {
     const std::string& content = json_string(entry, "content", path());
     if (content.empty()) { fail("added_tokens holds a token of length 0"); }
     if (content.size() > AddedTokenMatcher::max_content_bytes) {
-      fail("an added token has " + std::to_string(content.size()) + " bytes: must be at most " + std::to_string(AddedTokenMatcher::max_content_bytes));
+      fail("an added token has " + std::to_string(content.size()) + " bytes: must be at most " +
+           std::to_string(AddedTokenMatcher::max_content_bytes));
     }
     const std::int64_t id = json_int(entry, "id", 0, max_id, path());
     const auto known = ids_.find(content);
     if (known != ids_.end() && known->second != id) {
-      fail("added token \"" + printable(content) + "\" has id " + std::to_string(id) + ", but model.vocab gives it " + std::to_string(known->second));
+      fail("added token \"" + printable(content) + "\" has id " + std::to_string(id) + ", but model.vocab gives it " +
+           std::to_string(known->second));
     }
     std::string_view& token = slot(id);
     if (!token.empty() && token != content) {
@@ -262,7 +276,9 @@ class TokenizerJsonReader {
   }
 
   void read_model(const json& model) {
-    if (json_optional_float(model, "dropout", 0, 1, path()).value_or(0) > 0) { refuse("model.dropout", "above 0", "models without dropout"); }
+    if (json_optional_float(model, "dropout", 0, 1, path()).value_or(0) > 0) {
+      refuse("model.dropout", "above 0", "models without dropout");
+    }
     for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const auto text = json_optional_string(model, affix, path());
       if (text && !text->empty()) { refuse(std::string("model.") + affix, *text, "models without it"); }
@@ -383,7 +399,8 @@ class TokenizerJsonReader {
       const std::string& name = json_string(json_object(item, "SpecialToken", path()), "id", path());
       const json& token = json_object(json_object(step, "special_tokens", path()), name, path());
       for (const json& id : json_array(token, "ids", path())) {
-        (sequences == 0 ? before : after).push_back(static_cast<TokenId>(json_to_int(id, "post_processor token id", 0, last_id(), path())));
+        (sequences == 0 ? before : after)
+            .push_back(static_cast<TokenId>(json_to_int(id, "post_processor token id", 0, last_id(), path())));
       }
     }
     if (sequences != 1) { fail("post_processor.single holds " + std::to_string(sequences) + " sequences: must be 1"); }
@@ -441,7 +458,9 @@ inline TokenizerParts read_tokenizer_json(const std::filesystem::path& path) {
     if (const auto eos = detail::config_token(config, "eos_token", config_file.path())) {
       if (const auto id = parts.vocabulary.find(*eos)) { parts.eos = {*id}; }
     }
-    if (const auto bos = detail::config_token(config, "bos_token", config_file.path())) { parts.bos = parts.vocabulary.find(*bos); }
+    if (const auto bos = detail::config_token(config, "bos_token", config_file.path())) {
+      parts.bos = parts.vocabulary.find(*bos);
+    }
   }
   if (const auto template_path = directory / "chat_template.jinja"; std::filesystem::exists(template_path)) {
     parts.chat_template = std::string(MappedFile(template_path).text());

@@ -23,19 +23,19 @@
 namespace nvl::inline NVL_ABI {
 
 struct TokenizerParts {
-  std::string path;                        // of the file, for messages
-  Vocabulary vocabulary;                   // indexed: every token that text may become, and the added tokens
-  std::vector<AddedToken> added;           // found in the text as spelled
-  std::vector<TokenId> special;            // produce no text when special tokens are skipped
-  std::vector<TokenId> byte_fallback;      // SentencePiece's "<0x..>" tokens
+  std::string path;                    // of the file, for messages
+  Vocabulary vocabulary;               // indexed: every token that text may become, and the added tokens
+  std::vector<AddedToken> added;       // found in the text as spelled
+  std::vector<TokenId> special;        // produce no text when special tokens are skipped
+  std::vector<TokenId> byte_fallback;  // SentencePiece's "<0x..>" tokens
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   std::optional<std::variant<ByteLevelBpe, SentencePieceBpe>> model;  // always set by a reader
-  std::vector<TokenId> prefix, suffix;     // what the model's template puts around one text (BOS, EOS)
-  bool drops_leading_space = false;        // SentencePiece's dummy prefix
+  std::vector<TokenId> prefix, suffix;                                // what the model's template puts around one text (BOS, EOS)
+  bool drops_leading_space = false;                                   // SentencePiece's dummy prefix
   std::optional<TokenId> bos;
-  std::vector<TokenId> eos;                // any of them ends a sequence; the first is the file's eos_token
-  std::string chat_template;               // Jinja text; empty if the file has none
+  std::vector<TokenId> eos;   // any of them ends a sequence; the first is the file's eos_token
+  std::string chat_template;  // Jinja text; empty if the file has none
 };
 
 namespace detail {
@@ -61,18 +61,18 @@ inline void add_merge(MergeTable& table, const TokenIds& ids, std::string_view l
 }
 
 /// "a b" as the pair (a, b). A blank at the start belongs to the left token.
-inline std::pair<std::string_view, std::string_view> split_merge(std::string_view merge, std::size_t rank, const std::string& path) {
+inline std::pair<std::string_view, std::string_view> split_merge(std::string_view merge, std::size_t rank,
+                                                                 const std::string& path) {
   const std::size_t blank = merge.find(' ', 1);
   if (blank == std::string_view::npos || blank + 1 == merge.size()) {
-    raise(FileError(path, "merge " + std::to_string(rank) + " is \"" + std::string(merge.substr(0, 64)) + "\": must be two tokens with a blank between"));
+    raise(FileError(path, "merge " + std::to_string(rank) + " is \"" + std::string(merge.substr(0, 64)) +
+                              "\": must be two tokens with a blank between"));
   }
   return {merge.substr(0, blank), merge.substr(blank + 1)};
 }
 
 /// U+2581 as blanks: what a SentencePiece token looks like in text.
-inline std::string with_blanks(std::string_view piece) {
-  return replace_all(piece, sentencepiece_space, " ");
-}
+inline std::string with_blanks(std::string_view piece) { return replace_all(piece, sentencepiece_space, " "); }
 
 }  // namespace detail
 

@@ -62,14 +62,14 @@ class Vocabulary {
 
   std::size_t locate(std::string_view wanted) const noexcept {
     const std::size_t mask = slots_.size() - 1;
-    std::size_t at = std::hash<std::string_view>{}(wanted) & mask;
+    std::size_t at = std::hash<std::string_view>{}(wanted)&mask;
     while (slots_[at] != no_token && bytes(slots_[at]) != wanted) { at = (at + 1) & mask; }
     return at;
   }
 
   std::string blob_;
-  std::vector<std::size_t> ends_;   // [bytes] end of each token in blob_
-  std::vector<TokenId> slots_;      // open addressing, a power of two, at most half full
+  std::vector<std::size_t> ends_;  // [bytes] end of each token in blob_
+  std::vector<TokenId> slots_;     // open addressing, a power of two, at most half full
 };
 
 }  // namespace nvl::inline NVL_ABI

@@ -46,7 +46,9 @@ TEST_CASE("a character split over tokens comes out whole with its last byte", "[
   CHECK(decoder.push(3) == "\xF0\x9F\x98\x80");
   CHECK_FALSE(decoder.holds_text());
   CHECK(decoder.push(1).empty());
-  CHECK(decoder.push(4) == "\xEF\xBF\xBD" "b");
+  CHECK(decoder.push(4) ==
+        "\xEF\xBF\xBD"
+        "b");
   CHECK(decoder.push(2) == "\xEF\xBF\xBD");
   CHECK(decoder.push(1).empty());
   CHECK(decoder.finish() == "\xEF\xBF\xBD");

@@ -31,10 +31,19 @@ TEST_CASE("invalid UTF-8 is replaced as Unicode and the WHATWG say, one U+FFFD f
   const std::vector<Case> cases{
       {"plain \xC3\xA9", "plain \xC3\xA9"},
       {"\x80", r},
-      {"\xC0\xAF\xE0\x80\xBF\xF0\x81\x82" "A", r + r + r + r + r + r + r + r + "A"},
-      {"\xED\xA0\x80\xED\xBF\xBF\xED\xAF" "A", r + r + r + r + r + r + r + r + "A"},
-      {"\xF4\x91\x92\x93\xFF" "A\x80\xBF" "B", r + r + r + r + r + "A" + r + r + "B"},
-      {"\xE1\x80\xE2\xF0\x91\x92\xF1\xBF" "A", r + r + r + r + "A"},
+      {"\xC0\xAF\xE0\x80\xBF\xF0\x81\x82"
+       "A",
+       r + r + r + r + r + r + r + r + "A"},
+      {"\xED\xA0\x80\xED\xBF\xBF\xED\xAF"
+       "A",
+       r + r + r + r + r + r + r + r + "A"},
+      {"\xF4\x91\x92\x93\xFF"
+       "A\x80\xBF"
+       "B",
+       r + r + r + r + r + "A" + r + r + "B"},
+      {"\xE1\x80\xE2\xF0\x91\x92\xF1\xBF"
+       "A",
+       r + r + r + r + "A"},
       {"a\xE4\xB8", "a" + r},
       {"\xF0\x9F\x98", r},
       {"\xF4\x8F\xBF\xBF", "\xF4\x8F\xBF\xBF"},
@@ -66,7 +75,8 @@ TEST_CASE("only a character that more bytes can complete counts as unfinished", 
 }
 
 TEST_CASE("white space is Unicode's property, without U+180E and U+200B", "[core][host]") {
-  const std::vector<char32_t> spaces{9, 10, 11, 12, 13, 32, 0x85, 0xA0, 0x1680, 0x2000, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
+  const std::vector<char32_t> spaces{9,      10,     11,     12,     13,     32,     0x85,   0xA0,
+                                     0x1680, 0x2000, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
   for (const char32_t c : spaces) { CHECK(is_white_space(c)); }
   for (const char32_t c : {U'a', U'\x1C', U'\x180E', U'\x200B', U'\xFEFF', U'\x200D'}) { CHECK_FALSE(is_white_space(c)); }
 }

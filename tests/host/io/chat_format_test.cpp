@@ -35,7 +35,8 @@ Tokenizer marker_tokenizer(bool special = true) {
   }
   tokenizer["added_tokens"] = nlohmann::json::array();
   int id = static_cast<int>(tokenizer.at("model").at("vocab").size());
-  for (const char* marker : {"<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}) {
+  for (const char* marker :
+       {"<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}) {
     tokenizer["added_tokens"].push_back({{"id", id++}, {"content", marker}, {"special", special}, {"normalized", false}});
   }
   return Tokenizer(parse_tokenizer_json(tokenizer.dump(), "markers"));
@@ -43,7 +44,9 @@ Tokenizer marker_tokenizer(bool special = true) {
 
 std::vector<ChatMessage> to_messages(const nlohmann::json& json) {
   std::vector<ChatMessage> messages;
-  for (const auto& message : json) { messages.push_back({message.at("role").get<std::string>(), message.at("content").get<std::string>()}); }
+  for (const auto& message : json) {
+    messages.push_back({message.at("role").get<std::string>(), message.at("content").get<std::string>()});
+  }
   return messages;
 }
 
@@ -52,12 +55,16 @@ std::size_t count_special(const Tokenizer& tokenizer, const std::vector<TokenId>
 }
 
 const std::string plain_chatml =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 const std::string llama3 =
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
-    "'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + "
+    "'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + "
+    "content %}"
+    "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' "
+    "}}{% endif %}";
 
 }  // namespace
 
@@ -138,7 +145,9 @@ TEST_CASE("plain ChatML and Llama 3 templates are recognised with line ends writ
   const Tokenizer tokenizer = marker_tokenizer();
   const std::vector<ChatMessage> messages{{"user", " hi \n"}, {"assistant", "yo"}};
   std::string with_line_ends = plain_chatml;
-  for (std::size_t at = with_line_ends.find("\\n"); at != std::string::npos; at = with_line_ends.find("\\n")) { with_line_ends.replace(at, 2, "\n"); }
+  for (std::size_t at = with_line_ends.find("\\n"); at != std::string::npos; at = with_line_ends.find("\\n")) {
+    with_line_ends.replace(at, 2, "\n");
+  }
   for (const std::string& text : {plain_chatml, with_line_ends, plain_chatml + "\n"}) {
     const auto format = recognise_chat_template(text, "t");
     CHECK(format.family == ChatFamily::chatml);
@@ -149,7 +158,8 @@ TEST_CASE("plain ChatML and Llama 3 templates are recognised with line ends writ
   const auto format = recognise_chat_template(llama3, "t");
   CHECK(format.family == ChatFamily::llama3);
   CHECK(tokenizer.decode(format_chat(tokenizer, format, messages, false), false) ==
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nyo<|eot_id|>");
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+        "\n\nyo<|eot_id|>");
 }
 
 TEST_CASE("a template that writes anything else is refused, and the message says what is known", "[io][host]") {
