@@ -3,6 +3,7 @@
 
 #include "bench/support/presets.hpp"
 #include "bench/support/report.hpp"
+#include "support/abort_guard.hpp"
 #include "support/engines.hpp"
 #include "support/model_options.hpp"
 #include "support/progress.hpp"
@@ -184,22 +185,21 @@ Round run_round(nvl::AnyEngine& engine, std::vector<nvl::Request> requests, Prog
   const std::size_t total = requests.size();
   std::size_t waiting_for_first = total;
   std::string error;
+  nvl_examples::AbortGuard guard(engine);
   const auto start = Clock::now();
   for (nvl::Request& request : requests) {
     round.input_tokens += static_cast<std::int64_t>(request.prompt_ids.size());
-    engine.submit(std::move(request), {.on_token =
-                                           [&, is_first = true](const nvl::TokenEvent&) mutable {
-                                             ++round.output_tokens;
-                                             if (std::exchange(is_first, false) && --waiting_for_first == 0) {
-                                               round.first_tokens = seconds(start, Clock::now());
-                                             }
-                                           },
-                                       .on_finish =
-                                           [&](const nvl::Completion& done) {
-                                             round.timings.push_back(done.timings);
-                                             if (!done.error.empty()) { error = done.error; }
-                                             if (done.num_cached_tokens > 0) { error = "the prefix cache had part of a prompt"; }
-                                           }});
+    nvl::RequestCallbacks callbacks;
+    callbacks.on_token = [&, is_first = true](const nvl::TokenEvent&) mutable {
+      ++round.output_tokens;
+      if (std::exchange(is_first, false) && --waiting_for_first == 0) { round.first_tokens = seconds(start, Clock::now()); }
+    };
+    callbacks.on_finish = [&](const nvl::Completion& done) {
+      round.timings.push_back(done.timings);
+      if (!done.error.empty()) { error = done.error; }
+      if (done.num_cached_tokens > 0) { error = "the prefix cache had part of a prompt"; }
+    };
+    guard.add(engine.submit(std::move(request), std::move(callbacks)));
   }
   while (round.timings.size() < total) {
     engine.step();

@@ -1,5 +1,6 @@
 /// nvl-chat: a conversation with a model. What was said before is in the prefix cache, so a turn computes only what is new.
 
+#include "support/abort_guard.hpp"
 #include "support/open_llm.hpp"
 
 #include <nvl/core/error.hpp>
@@ -104,14 +105,16 @@ class Chat {
     std::optional<nvl::Completion> done;
     try {
       interrupted = 0;
-      const nvl::RequestId id =
-          llm_.engine().submit({.prompt_ids = nvl::format_chat(llm_.tokenizer(), messages_, true), .sampling = sampling_},
-                               {.on_token =
-                                    [](const nvl::TokenEvent& event) {
-                                      std::fwrite(event.text.data(), 1, event.text.size(), stdout);
-                                      std::fflush(stdout);
-                                    },
-                                .on_finish = [&done](const nvl::Completion& completion) { done = completion; }});
+      AbortGuard guard(llm_.engine());
+      nvl::Request request{.prompt_ids = nvl::format_chat(llm_.tokenizer(), messages_, true), .sampling = sampling_};
+      nvl::RequestCallbacks callbacks;
+      callbacks.on_token = [](const nvl::TokenEvent& event) {
+        std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+        std::fflush(stdout);
+      };
+      callbacks.on_finish = [&done](const nvl::Completion& completion) { done = completion; };
+      const nvl::RequestId id = llm_.engine().submit(std::move(request), std::move(callbacks));
+      guard.add(id);
       while (!done) {
         if (interrupted != 0) {
           interrupted = 0;

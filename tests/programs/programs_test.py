@@ -440,6 +440,8 @@ class Bench(ProgramTest):
                                        ("throughput", "--num-prompts", 0), ("throughput", "--random-range-ratio", 1)]:
             self.fails(command, *tiny, option, value, says=option)
         self.fails("latency", *tiny, "--input-len", 4096, says="4096")
+        self.fails("throughput", *tiny, "--input-len", 40, "--output-len", 40, "--random-range-ratio", 0.5, "--num-blocks", 5,
+                   says="KV blocks")
         self.fails("latency", *tiny, "--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
 
 
