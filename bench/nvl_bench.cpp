@@ -8,6 +8,8 @@
 #include "support/model_options.hpp"
 #include "support/progress.hpp"
 
+#include <nvl/io/check_tensors.hpp>
+
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -113,6 +115,11 @@ OpenedEngine open_engine(const CommonOptions& common, nvl::EngineOptions options
     make(config, nvl::RandomWeights(config, 1));
   } else {
     const nvl::Checkpoint checkpoint = nvl::Checkpoint::open(common.model.model);
+    if (common.model.check_tensors) {
+      for (const nvl::NonFiniteTensor& tensor : nvl::find_non_finite(checkpoint)) {
+        throw UsageError(common.model.model.string() + ": tensor " + tensor.name + " holds a NaN or an infinity");
+      }
+    }
     make(checkpoint.config(), checkpoint);
   }
   opened.load_seconds = seconds(start, Clock::now());

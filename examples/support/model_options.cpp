@@ -13,7 +13,8 @@ void ModelOptions::add_model_to(OptionParser& parser) {
 void ModelOptions::add_device_to(OptionParser& parser) {
   parser.option("--device", device, "NAME", "Where it runs: cpu or cuda. Default: cpu.");
   parser.option("--dtype", dtype, "TYPE",
-                "Type of activations and KV cache: auto (what the model is stored in), float32 or bfloat16. Default: auto.");
+                "Type of activations and KV cache: auto (bfloat16 for a model stored in it, else float32), float32 or bfloat16. "
+                "Default: auto.");
   parser.option("-t,--threads", threads, "N", "CPU threads that compute. Default: OMP_NUM_THREADS, else one per core.");
   parser.flag("--check-tensors", check_tensors, "Refuse a model whose weights hold a NaN or an infinity.");
 }
