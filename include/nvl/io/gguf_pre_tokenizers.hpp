@@ -50,7 +50,7 @@ struct GgufPreTokenizer {
 
 inline constexpr auto gguf_pre_tokenizers = [] {
   namespace p = split_patterns;
-  return std::array<GgufPreTokenizer, 14>{{
+  return std::array<GgufPreTokenizer, 13>{{
       {"gpt-2", {p::gpt2}},
       {"mpt", {p::gpt2}, true},
       {"smollm", {p::digit, p::gpt2}},
@@ -67,7 +67,6 @@ inline constexpr auto gguf_pre_tokenizers = [] {
         p::deepseek_cjk, p::digit}},
       {"deepseek-coder",
        {p::deepseek_newline, p::deepseek_coder_letters, p::deepseek_coder_punctuation, p::deepseek_cjk, p::digit}},
-      {"deepseek-v3", {p::up_to_three_digits, p::deepseek3_han, p::deepseek3}},
   }};
 }();
 

@@ -29,13 +29,8 @@ inline constexpr std::string_view qwen2 =
 inline constexpr std::string_view tekken = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
                                            R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
                                            R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-inline constexpr std::string_view deepseek3_han = "[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+";
-inline constexpr std::string_view deepseek3 =
-    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+)"
-    R"(|\s+(?!\S)|\s+)";
 /// The step Digits goes by Rust's char::is_numeric, which knows the numbers of Unicode 17 already.
 inline constexpr std::string_view digit = R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])";
-inline constexpr std::string_view up_to_three_digits = R"(\p{N}{1,3})";
 }  // namespace split_patterns
 
 /// What becomes of a match that a split finds.
