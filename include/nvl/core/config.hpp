@@ -25,8 +25,11 @@
 #define NVL_ALWAYS_INLINE inline __attribute__((always_inline))
 
 /// In front of a loop whose trip count is a small constant: arrays of registers stay registers only if it is unrolled.
+/// NVL_NO_UNROLL where unrolling would need more registers than there are.
 #if defined(__CUDACC__)
 #define NVL_UNROLL
+#define NVL_NO_UNROLL
 #else
 #define NVL_UNROLL _Pragma("GCC unroll 16")
+#define NVL_NO_UNROLL _Pragma("GCC unroll 1")
 #endif

@@ -23,11 +23,16 @@
 #endif
 #endif
 
-/// Set where one instruction sums products of unsigned and signed bytes into 32-bit lanes.
+/// Set where exact integer dot products are faster than floats. With VNNI one instruction multiplies bytes and sums four of them.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define NVL_SIMD_HAS_BYTE_DOT 1
+#define NVL_SIMD_BYTE_DOT 1
 #else
-#define NVL_SIMD_HAS_BYTE_DOT 0
+#define NVL_SIMD_BYTE_DOT 0
+#endif
+#if NVL_SIMD_BYTE_DOT || defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define NVL_SIMD_INT_DOT 1
+#else
+#define NVL_SIMD_INT_DOT 0
 #endif
 
 namespace nvl::inline NVL_ABI::simd {
@@ -65,14 +70,19 @@ NVL_ALWAYS_INLINE f32x16 zero() noexcept { return f32x16{}; }
 
 NVL_ALWAYS_INLINE f32x16 load(const float* p) noexcept {
   f32x16 r;
-  std::memcpy(&r, p, sizeof(r));
+  NVL_UNROLL
+  for (int i = 0; i < parts; ++i) { std::memcpy(&r.part[i], p + i * part_lanes, sizeof(FloatPart)); }  // part by part: registers
   return r;
 }
-NVL_ALWAYS_INLINE void store(float* p, const f32x16& v) noexcept { std::memcpy(p, &v, sizeof(v)); }
+NVL_ALWAYS_INLINE void store(float* p, const f32x16& v) noexcept {
+  NVL_UNROLL
+  for (int i = 0; i < parts; ++i) { std::memcpy(p + i * part_lanes, &v.part[i], sizeof(FloatPart)); }
+}
 
 NVL_ALWAYS_INLINE u32x16 load_u32(const void* p) noexcept {
   u32x16 r;
-  std::memcpy(&r, p, sizeof(r));
+  NVL_UNROLL
+  for (int i = 0; i < parts; ++i) { std::memcpy(&r.part[i], static_cast<const std::byte*>(p) + i * part_lanes * 4, sizeof(UintPart)); }
   return r;
 }
 
@@ -103,20 +113,23 @@ NVL_ALWAYS_INLINE f32x16 operator/(const f32x16& a, const f32x16& b) noexcept {
 
 /// a * b + c with one rounding where the target can. Always called by name: if the compiler were free to fuse some products
 /// and not others, two loops over the same row could differ in the last bit.
+NVL_ALWAYS_INLINE FloatPart fma(const FloatPart& a, const FloatPart& b, const FloatPart& c) noexcept {
+#if defined(__AVX512F__)
+  return (FloatPart)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (FloatPart)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+  FloatPart r;
+  for (int lane = 0; lane < part_lanes; ++lane) { r[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]); }
+  return r;
+#else
+  return a * b + c;
+#endif
+}
 NVL_ALWAYS_INLINE f32x16 fma(const f32x16& a, const f32x16& b, const f32x16& c) noexcept {
   f32x16 r;
   NVL_UNROLL
-  for (int i = 0; i < parts; ++i) {
-#if defined(__AVX512F__)
-    r.part[i] = (FloatPart)_mm512_fmadd_ps((__m512)a.part[i], (__m512)b.part[i], (__m512)c.part[i]);
-#elif defined(__AVX2__) && defined(__FMA__)
-    r.part[i] = (FloatPart)_mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i], (__m256)c.part[i]);
-#elif defined(__FP_FAST_FMAF)
-    for (int lane = 0; lane < part_lanes; ++lane) { r.part[i][lane] = __builtin_fmaf(a.part[i][lane], b.part[i][lane], c.part[i][lane]); }
-#else
-    r.part[i] = a.part[i] * b.part[i] + c.part[i];
-#endif
-  }
+  for (int i = 0; i < parts; ++i) { r.part[i] = fma(a.part[i], b.part[i], c.part[i]); }
   return r;
 }
 
@@ -156,14 +169,18 @@ NVL_ALWAYS_INLINE f32x16 select_range(int begin, int end, const f32x16& a, const
   const std::uint32_t below_end = end >= lanes ? 0xffffu : (1u << end) - 1u;
   const std::uint32_t below_begin = (1u << begin) - 1u;
   f32x16 r;
-  r.part[0] = (FloatPart)_mm512_mask_blend_ps(static_cast<__mmask16>(below_end & ~below_begin), (__m512)b.part[0], (__m512)a.part[0]);
+  r.part[0] =
+      (FloatPart)_mm512_mask_blend_ps(static_cast<__mmask16>(below_end & ~below_begin), (__m512)b.part[0], (__m512)a.part[0]);
   return r;
 #else
-  float from_a[lanes], from_b[lanes];
-  store(from_a, a);
-  store(from_b, b);
-  for (int i = begin; i < end; ++i) { from_b[i] = from_a[i]; }
-  return load(from_b);
+  f32x16 r;
+  NVL_UNROLL
+  for (int i = 0; i < parts; ++i) {
+    IntPart lane{};
+    for (int j = 0; j < part_lanes; ++j) { lane[j] = i * part_lanes + j; }
+    r.part[i] = ((lane >= begin) & (lane < end)) ? a.part[i] : b.part[i];
+  }
+  return r;
 #endif
 }
 
@@ -207,6 +224,18 @@ NVL_ALWAYS_INLINE f32x16 sums(const f32x16 (&v)[lanes]) noexcept {
   };
   f32x16 r;
   r.part[0] = (FloatPart)fold(fold(b[0], b[1]), fold(b[2], b[3]));
+  return r;
+#elif defined(__AVX2__)
+  f32x16 r;
+  NVL_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    __m256 a[8];
+    NVL_UNROLL
+    for (int i = 0; i < 8; ++i) { a[i] = (__m256)(v[8 * half + i].part[0] + v[8 * half + i].part[1]); }
+    const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const __m256 y = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    r.part[half] = (FloatPart)_mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+  }
   return r;
 #else
   float a[lanes];
@@ -344,44 +373,118 @@ NVL_ALWAYS_INLINE f32x16 exp(const f32x16& x) noexcept {
   return result;
 }
 
-#if NVL_SIMD_HAS_BYTE_DOT
-/// 64 bytes.
-struct bytes64 {
-  __m512i value;
+#if NVL_SIMD_INT_DOT
+inline constexpr int int_block = 32;  // elements of an IntBlock
+
+/// 32 integers of 16 bits, arranged for `dot_block`.
+struct IntBlock {
+#if NVL_SIMD_BYTE_DOT
+  std::int8_t high[int_block];  // x = 256 high + low, low signed
+  std::int8_t low[int_block];
+#else
+  std::int16_t pairs[int_block];  // elements 4g, 4g + 2, 4g + 1, 4g + 3 for g = 0 .. 7
+#endif
 };
-struct i32x16 {
-  __m512i value;
-};
-NVL_ALWAYS_INLINE bytes64 load_bytes(const void* p) noexcept { return {_mm512_loadu_si512(p)}; }
-NVL_ALWAYS_INLINE bytes64 low_nibbles(const bytes64& b) noexcept { return {_mm512_and_si512(b.value, _mm512_set1_epi8(15))}; }
-NVL_ALWAYS_INLINE bytes64 high_nibbles(const bytes64& b) noexcept {
-  return {_mm512_and_si512(_mm512_srli_epi16(b.value, 4), _mm512_set1_epi8(15))};
-}
-NVL_ALWAYS_INLINE i32x16 broadcast_i32(std::int32_t value) noexcept { return {_mm512_set1_epi32(value)}; }
-/// Lane i: sum + the four unsigned bytes of lane i of `a` times the four signed bytes of `b`.
-NVL_ALWAYS_INLINE i32x16 dot(const i32x16& sum, const bytes64& a, std::int32_t b) noexcept {
-  return {_mm512_dpbusd_epi32(sum.value, a.value, _mm512_set1_epi32(b))};
-}
-/// Rounds 32 floats times `scale`, |product| <= 32512, to integers 256 * high + low and returns their sum.
-NVL_ALWAYS_INLINE std::int32_t split_bytes(const f32x16& first, const f32x16& second, float scale, std::int8_t* high,
-                                           std::int8_t* low) noexcept {
-  const __m512 factor = _mm512_set1_ps(scale);
-  const __m512i half = _mm512_set1_epi32(128);
-  const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)first.part[0], factor));
-  const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)second.part[0], factor));
+
+/// Rounds 32 floats times `scale`, |product| <= 32512, and returns the sum of the integers. Floats that are not finite become
+/// some integers.
+NVL_ALWAYS_INLINE std::int32_t round_to_block(const f32x16& first, const f32x16& second, float scale, IntBlock& block) noexcept {
+  // Adding 1.5 * 2^23 leaves the integer in the low bits.
+  const f32x16 factor = broadcast(scale), magic = broadcast(12582912.0f);
+  const f32x16 a = fma(first, factor, magic), b = fma(second, factor, magic);
+#if NVL_SIMD_BYTE_DOT
+  const __m512i offset = _mm512_set1_epi32(0x4b400000), half = _mm512_set1_epi32(128);
+  const __m512i x = _mm512_sub_epi32((__m512i)a.part[0], offset), y = _mm512_sub_epi32((__m512i)b.part[0], offset);
   // The low byte is taken as signed, so the high one is that of the nearest multiple of 256.
   const auto put = [](std::int8_t* to, __m512i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(v)); };
-  put(low, a);
-  put(low + 16, b);
-  put(high, _mm512_srai_epi32(_mm512_add_epi32(a, half), 8));
-  put(high + 16, _mm512_srai_epi32(_mm512_add_epi32(b, half), 8));
-  return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+  put(block.low, x);
+  put(block.low + 16, y);
+  put(block.high, _mm512_srai_epi32(_mm512_add_epi32(x, half), 8));
+  put(block.high + 16, _mm512_srai_epi32(_mm512_add_epi32(y, half), 8));
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
+#else
+  std::uint32_t bits[int_block];
+  std::memcpy(bits, &a, sizeof(a));
+  std::memcpy(bits + lanes, &b, sizeof(b));
+  std::int32_t sum = 0;
+  for (int i = 0; i < int_block; ++i) {
+    const auto value = static_cast<std::int16_t>(bits[i]);  // the low half of the offset is zero
+    block.pairs[i / 4 * 4 + i % 2 * 2 + i % 4 / 2] = value;
+    sum += value;
+  }
+  return sum;
+#endif
 }
-/// 256 * high + low, as float.
-NVL_ALWAYS_INLINE f32x16 join_bytes(const i32x16& high, const i32x16& low) noexcept {
-  f32x16 r;
-  r.part[0] = (FloatPart)_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.value, 8), low.value));
-  return r;
+
+/// Dot products of one part of a panel (`part_lanes` features, one block of 32) with one block of each of `kRows` rows: calls
+/// f(row, sums as IntPart). `weights`: chunks of 64 bytes as in ops/cpu_weight.hpp, from the part's first lane on; kBits 4 or 8.
+template <int kBits, int kRows, class F>
+NVL_ALWAYS_INLINE void dot_block(const std::byte* weights, const IntBlock* x, std::int64_t x_stride, F&& f) noexcept {
+#if NVL_SIMD_BYTE_DOT
+  const __m512i nibble = _mm512_set1_epi8(15);
+  __m512i quants[8];  // of elements 4g .. 4g + 3
+  NVL_UNROLL
+  for (int g = 0; g < 8; ++g) {
+    if constexpr (kBits == 8) {
+      quants[g] = _mm512_loadu_si512(weights + g * 64);
+    } else {
+      const __m512i both = _mm512_loadu_si512(weights + g / 2 * 64);
+      quants[g] = _mm512_and_si512(g % 2 == 0 ? both : _mm512_srli_epi16(both, 4), nibble);
+    }
+  }
+  NVL_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    __m512i high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
+    NVL_UNROLL
+    for (int g = 0; g < 8; ++g) {
+      std::int32_t four_high, four_low;
+      std::memcpy(&four_high, x[r * x_stride].high + 4 * g, 4);
+      std::memcpy(&four_low, x[r * x_stride].low + 4 * g, 4);
+      high = _mm512_dpbusd_epi32(high, quants[g], _mm512_set1_epi32(four_high));
+      low = _mm512_dpbusd_epi32(low, quants[g], _mm512_set1_epi32(four_low));
+    }
+    f(r, (IntPart)_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+  }
+#else
+#if defined(__AVX512F__)
+  using Register = __m512i;
+  const auto load_part = [](const std::byte* p) { return _mm512_loadu_si512(p); };
+  const auto words = [](int value) { return _mm512_set1_epi16(static_cast<short>(value)); };
+  const auto shift = [](Register v, unsigned bits) { return _mm512_srli_epi16(v, bits); };
+  const auto pair = [](std::int32_t value) { return _mm512_set1_epi32(value); };
+  const auto multiply = [](Register a, Register b) { return (IntPart)_mm512_madd_epi16(a, b); };
+#else
+  using Register = __m256i;
+  const auto load_part = [](const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); };
+  const auto words = [](int value) { return _mm256_set1_epi16(static_cast<short>(value)); };
+  const auto shift = [](Register v, int bits) { return _mm256_srli_epi16(v, bits); };
+  const auto pair = [](std::int32_t value) { return _mm256_set1_epi32(value); };
+  const auto multiply = [](Register a, Register b) { return (IntPart)_mm256_madd_epi16(a, b); };
+#endif
+  IntPart sum[kRows] = {};
+  const auto add = [&](Register even, Register odd, int g) {
+    NVL_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      std::int32_t first, second;
+      std::memcpy(&first, x[r * x_stride].pairs + 4 * g, 4);
+      std::memcpy(&second, x[r * x_stride].pairs + 4 * g + 2, 4);
+      sum[r] += multiply(even, pair(first)) + multiply(odd, pair(second));
+    }
+  };
+  NVL_NO_UNROLL  // all weights of a block at once would not fit the registers
+  for (int c = 0; c < kBits; ++c) {  // kBits chunks of 32 / kBits elements
+    const Register bytes = load_part(weights + c * 64);
+    if constexpr (kBits == 8) {
+      add((Register)((UintPart)bytes & 0x00ff00ffu), shift(bytes, 8), c);
+    } else {
+      const Register nibble = words(15);
+      add((Register)((UintPart)bytes & (UintPart)nibble), (Register)((UintPart)shift(bytes, 8) & (UintPart)nibble), 2 * c);
+      add((Register)((UintPart)shift(bytes, 4) & (UintPart)nibble), shift(bytes, 12), 2 * c + 1);
+    }
+  }
+  NVL_UNROLL
+  for (int r = 0; r < kRows; ++r) { f(r, sum[r]); }
+#endif
 }
 #endif
 

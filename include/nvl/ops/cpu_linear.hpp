@@ -1,11 +1,11 @@
 #pragma once
 /// out = x w^T + bias on the CPU, for weights packed in panels (ops/cpu_weight.hpp).
 ///
-/// Two kernels. Where the target sums products of bytes (AVX-512 VNNI), block-quantised weights are multiplied as integers:
-/// each 32 activations become 16-bit integers 256 * high + low with one scale, two byte products give their exact dot product with
-/// the weights' integers, and one multiplication by both scales ends a block. Everything else is multiplied in float, integers
-/// turned into floats on the way. Either way one output's sums run over the input features in the same order whatever the
-/// number of rows: tiles only decide how many outputs share a load.
+/// Two kernels. Where the target has fast integer dot products (AVX2, AVX-512), block-quantised weights are multiplied as
+/// integers: each 32 activations become 16-bit integers with one scale, their dot product with the weights' integers is exact,
+/// and one multiplication by both scales ends a block. Everything else is multiplied in float, integers turned into floats on
+/// the way. Either way one output's sums run over the input features in the same order whatever the number of rows: tiles only
+/// decide how many outputs share a load.
 
 #include <nvl/core/aligned_buffer.hpp>
 #include <nvl/core/checked.hpp>
@@ -31,9 +31,9 @@ namespace detail {
 /// Where a tile of outputs goes.
 template <class Out>
 struct LinearOutput {
-  Out* out = nullptr;          // [rows, out_features], first row and first feature of the matrix
-  std::int64_t stride = 0;     // [elements] from row to row
-  const float* bias = nullptr; // of the first feature of the matrix, nullptr: none
+  Out* out = nullptr;           // [rows, out_features], first row and first feature of the matrix
+  std::int64_t stride = 0;      // [elements] from row to row
+  const float* bias = nullptr;  // of the first feature of the matrix, nullptr: none
   std::int32_t num_features = 0;
 
   NVL_ALWAYS_INLINE void put(std::int64_t row, std::int64_t panel, simd::f32x16 sum) const noexcept {
@@ -119,7 +119,8 @@ NVL_ALWAYS_INLINE void add_features(FloatTile<kPanels, kRows>& tile, const Panel
 
 /// Outputs of `kRows` rows and `kPanels` panels from `panel` on.
 template <PanelFormat kFormat, int kPanels, int kRows, class Out>
-void float_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const float* x, std::int64_t row) noexcept {
+void float_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const float* x,
+                std::int64_t row) noexcept {
   const std::int64_t last = w.num_panels() - 1;
   std::int64_t panels[kPanels];
   for (int p = 0; p < kPanels; ++p) { panels[p] = std::min(panel + p, last); }
@@ -127,7 +128,8 @@ void float_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t
   simd::f32x16 total[kPanels][kRows] = {};
   for (std::int64_t begin = 0; begin < num_features; begin += float_sum_features) {
     FloatTile<kPanels, kRows> tile;
-    add_features<kFormat>(tile, w, panels, x + row * num_features, num_features, begin, std::min(begin + float_sum_features, num_features));
+    add_features<kFormat>(tile, w, panels, x + row * num_features, num_features, begin,
+                          std::min(begin + float_sum_features, num_features));
     for (int p = 0; p < kPanels; ++p) {
       for (int r = 0; r < kRows; ++r) { total[p][r] = total[p][r] + tile.sum[p][r]; }
     }
@@ -147,14 +149,9 @@ void float_rows(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t
   }
 }
 
-#if NVL_SIMD_HAS_BYTE_DOT
+#if NVL_SIMD_INT_DOT
 // --- Integer kernel ---------------------------------------------------------------------------------------------------------
 
-/// One block of 32 activations x = d * (256 high + low).
-struct QuantBlock {
-  std::int8_t high[quant_block];
-  std::int8_t low[quant_block];
-};
 /// What is multiplied or added once a block.
 struct QuantScale {
   float d;
@@ -164,14 +161,14 @@ struct QuantScale {
 };
 
 struct QuantRows {
-  const QuantBlock* values = nullptr;  // [rows, num_blocks]
-  const QuantScale* scales = nullptr;  // [rows, num_blocks]
+  const simd::IntBlock* values = nullptr;  // [rows, num_blocks] activations / d
+  const QuantScale* scales = nullptr;      // [rows, num_blocks]
   std::int64_t num_blocks = 0;
 };
 
 /// Blocks of one row. A row with a NaN or an infinity makes every output NaN.
 template <class T>
-void quantize_row(const T* x, std::int64_t num_blocks, QuantBlock* values, QuantScale* scales) noexcept {
+void quantize_row(const T* x, std::int64_t num_blocks, simd::IntBlock* values, QuantScale* scales) noexcept {
   simd::f32x16 finite = simd::zero();
   for (std::int64_t b = 0; b < num_blocks; ++b) {
     const simd::f32x16 first = simd::load(x + b * quant_block);
@@ -181,8 +178,9 @@ void quantize_row(const T* x, std::int64_t num_blocks, QuantBlock* values, Quant
     constexpr float range = 32512.0f;  // 127 * 256: the high byte reaches 127 and no further
     const bool usable = largest >= std::numeric_limits<float>::min() * range && largest <= std::numeric_limits<float>::max();
     const float d = usable ? largest / range : 0.0f;
-    const std::int32_t sum = simd::split_bytes(first, second, usable ? range / largest : 0.0f, values[b].high, values[b].low);
-    scales[b] = {d, d * static_cast<float>(sum), -8 * sum, -128 * sum};
+    const std::int32_t sum = simd::round_to_block(first, second, usable ? range / largest : 0.0f, values[b]);
+    const auto minus = 0u - static_cast<std::uint32_t>(sum);  // unsigned: what is not finite gives any sum
+    scales[b] = {d, d * static_cast<float>(sum), static_cast<std::int32_t>(8u * minus), static_cast<std::int32_t>(128u * minus)};
   }
   if (!(simd::sum(finite) == 0.0f)) {
     constexpr float nan = std::numeric_limits<float>::quiet_NaN();
@@ -191,7 +189,8 @@ void quantize_row(const T* x, std::int64_t num_blocks, QuantBlock* values, Quant
 }
 
 template <PanelFormat kFormat, int kPanels, int kRows, class Out>
-void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x, std::int64_t row) noexcept {
+void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x,
+              std::int64_t row) noexcept {
   constexpr PanelFormatInfo layout = info(kFormat);
   const std::int64_t last = w.num_panels() - 1;
   const std::byte* values[kPanels];
@@ -204,22 +203,12 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
     next_values[p] = w.values(std::min(panel + kPanels + p, last));
     next_scales[p] = w.scales(std::min(panel + kPanels + p, last));
   }
-  const QuantBlock* const x_values = x.values + row * x.num_blocks;
+  const simd::IntBlock* const x_values = x.values + row * x.num_blocks;
   const QuantScale* const x_scales = x.scales + row * x.num_blocks;
   simd::f32x16 total[kPanels][kRows] = {};
   for (std::int64_t block = 0; block < x.num_blocks; ++block) {
     NVL_UNROLL
     for (int p = 0; p < kPanels; ++p) {
-      simd::bytes64 quants[8];  // of input features 4g .. 4g + 3
-      const std::byte* const at = values[p] + block * layout.value_bytes;
-      NVL_UNROLL
-      for (int g = 0; g < 8; ++g) {
-        if constexpr (kFormat == PanelFormat::q8_0) {
-          quants[g] = simd::load_bytes(at + g * 64);
-        } else {
-          quants[g] = g % 2 == 0 ? simd::low_nibbles(simd::load_bytes(at + g / 2 * 64)) : simd::high_nibbles(simd::load_bytes(at + g / 2 * 64));
-        }
-      }
       if constexpr (kRows <= 8) {  // few rows: weights come from memory, one tile ahead of their use
         for (int line = 0; line < layout.value_bytes; line += 64) { __builtin_prefetch(next_values[p] + block * layout.value_bytes + line, 0, 2); }
         __builtin_prefetch(next_scales[p] + block * layout.scale_bytes, 0, 2);
@@ -229,23 +218,16 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
       simd::f32x16 minimum = simd::zero();
       if constexpr (kFormat == PanelFormat::q4_1) { minimum = simd::load_fp16(scale_at + 32); }
       NVL_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const QuantBlock& xb = x_values[r * x.num_blocks + block];
-        const QuantScale& xs = x_scales[r * x.num_blocks + block];
-        simd::i32x16 high = simd::broadcast_i32(0);
-        simd::i32x16 low = simd::broadcast_i32(kFormat == PanelFormat::q8_0   ? xs.minus_128_sums
-                                               : kFormat == PanelFormat::q4_0 ? xs.minus_8_sums
-                                                                              : 0);
-        NVL_UNROLL
-        for (int g = 0; g < 8; ++g) {
-          std::int32_t four_high, four_low;
-          std::memcpy(&four_high, xb.high + 4 * g, 4);
-          std::memcpy(&four_low, xb.low + 4 * g, 4);
-          high = simd::dot(high, quants[g], four_high);
-          low = simd::dot(low, quants[g], four_low);
-        }
-        total[p][r] = simd::fma(simd::join_bytes(high, low), scale * simd::broadcast(xs.d), total[p][r]);
-        if constexpr (kFormat == PanelFormat::q4_1) { total[p][r] = simd::fma(minimum, simd::broadcast(xs.sum), total[p][r]); }
+      for (int part = 0; part < simd::parts; ++part) {
+        const std::byte* const weights = values[p] + block * layout.value_bytes + part * simd::part_lanes * 4;
+        simd::dot_block<layout.value_bytes / 64, kRows>(weights, x_values + block, x.num_blocks, [&](int r, simd::IntPart dot) {
+          const QuantScale& xs = x_scales[r * x.num_blocks + block];
+          if constexpr (kFormat == PanelFormat::q8_0) { dot += xs.minus_128_sums; }
+          if constexpr (kFormat == PanelFormat::q4_0) { dot += xs.minus_8_sums; }
+          simd::FloatPart& sum = total[p][r].part[part];
+          sum = simd::fma(__builtin_convertvector(dot, simd::FloatPart), scale.part[part] * xs.d, sum);
+          if constexpr (kFormat == PanelFormat::q4_1) { sum = simd::fma(minimum.part[part], simd::FloatPart{} + xs.sum, sum); }
+        });
       }
     }
   }
@@ -256,8 +238,9 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
 
 /// Panels side by side: many for few rows, so that several streams of weights come from memory at once.
 inline constexpr int int_tile_panels = 4;
+inline constexpr int int_tile_rows = simd::parts == 1 ? 16 : 8;
 
-template <PanelFormat kFormat, int kRows = 16, class Out>
+template <PanelFormat kFormat, int kRows = int_tile_rows, class Out>
 void int_rows(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x, std::int64_t begin,
               std::int64_t end) noexcept {
   constexpr int panels = kRows >= 8 ? 1 : int_tile_panels / kRows;
@@ -290,22 +273,23 @@ class CpuLinear {
   }
 
  private:
-  static constexpr std::int64_t max_rows = 256;       // converted at once: they stay in the second-level cache
-  static constexpr std::int64_t rows_of_item = 64;    // rows and panels of one unit of work
+  static constexpr std::int64_t max_rows = 256;     // converted at once: they stay in the second-level cache
+  static constexpr std::int64_t rows_of_item = 64;  // rows and panels of one unit of work
   static constexpr std::int64_t panels_of_item = 4;
   static constexpr std::int64_t inline_products = 1 << 15;  // fewer are not worth waking a thread
 
   static constexpr bool multiplies_integers(PanelFormat format) noexcept {
-    return NVL_SIMD_HAS_BYTE_DOT && info(format).step_features == quant_block;
+    return NVL_SIMD_INT_DOT && info(format).step_features == quant_block;
   }
 
   template <class Out>
   void multiply(Out* out, const T* x, const CpuWeight<T>& w, std::int64_t rows) {
     const bool any_int = std::ranges::any_of(w.matrices(), [](const PanelMatrix& m) { return multiplies_integers(m.format()); });
-    const bool any_float = std::ranges::any_of(w.matrices(), [](const PanelMatrix& m) { return !multiplies_integers(m.format()); });
+    const bool any_float =
+        std::ranges::any_of(w.matrices(), [](const PanelMatrix& m) { return !multiplies_integers(m.format()); });
     const std::int64_t k = w.in_features();
     const float* float_rows = any_float ? to_float(x, rows, k) : nullptr;
-#if NVL_SIMD_HAS_BYTE_DOT
+#if NVL_SIMD_INT_DOT
     const detail::QuantRows quant_rows = any_int ? quantize(x, rows, k) : detail::QuantRows{};
 #endif
     static_cast<void>(any_int);
@@ -324,7 +308,7 @@ class CpuLinear {
           }
         };
         const auto of_blocks = [&]<PanelFormat kFormat>() {
-#if NVL_SIMD_HAS_BYTE_DOT
+#if NVL_SIMD_INT_DOT
           detail::int_rows<kFormat>(to, m, panel, quant_rows, begin, end);
 #else
           in_float.template operator()<kFormat>();
@@ -375,10 +359,10 @@ class CpuLinear {
     }
   }
 
-#if NVL_SIMD_HAS_BYTE_DOT
+#if NVL_SIMD_INT_DOT
   detail::QuantRows quantize(const T* x, std::int64_t rows, std::int64_t k) {
     const std::int64_t num_blocks = k / quant_block;
-    detail::QuantBlock* const values = scratch<detail::QuantBlock>(quant_scratch_, rows * num_blocks);
+    simd::IntBlock* const values = scratch<simd::IntBlock>(quant_scratch_, rows * num_blocks);
     detail::QuantScale* const scales = scratch<detail::QuantScale>(scale_scratch_, rows * num_blocks);
     threads_.parallel_for(rows, rows_of_conversion, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
