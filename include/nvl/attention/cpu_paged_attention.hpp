@@ -44,10 +44,12 @@ class CpuPagedAttention {
   }
 
   CpuPagedAttention(const AttentionShape& shape, Ops& ops)
-      : shape_(shape), group_size_(shape.kv.num_kv_heads > 0 ? shape.num_q_heads / shape.kv.num_kv_heads : 0), threads_(ops.threads()) {
-    NVL_EXPECTS(supports(shape.kv.head_dim), "head_dim", shape.kv.head_dim,
-                "one of those compiled in: " +
-                    (HeadDim == dynamic_head_dim ? supported_head_dims_text() : std::to_string(HeadDim)));
+      : shape_(shape),
+        group_size_(shape.kv.num_kv_heads > 0 ? shape.num_q_heads / shape.kv.num_kv_heads : 0),
+        threads_(ops.threads()) {
+    NVL_EXPECTS(
+        supports(shape.kv.head_dim), "head_dim", shape.kv.head_dim,
+        "one of those compiled in: " + (HeadDim == dynamic_head_dim ? supported_head_dims_text() : std::to_string(HeadDim)));
     NVL_EXPECTS(shape.kv.block_size == BlockSize, "block_size of the KV cache", shape.kv.block_size,
                 "that of the attention backend (" + std::to_string(BlockSize) + ")");
     NVL_EXPECTS(group_size_ > 0 && shape.num_q_heads % shape.kv.num_kv_heads == 0, "num_q_heads", shape.num_q_heads,
@@ -57,10 +59,10 @@ class CpuPagedAttention {
   void plan(const AttentionMetadata& metadata) {
     metadata_ = metadata;
     items_.clear();
-    // A work item is a few queries of the heads that share K and V. One sequence that decodes has too few of those to keep
-    // the threads busy: then every head is an item.
+    // A work item is a few queries of the heads that share K and V: they share its loads too. A step with fewer such items
+    // than threads (one sequence that decodes, on many threads) makes every head an item.
     const std::int64_t tokens = metadata.num_seqs() > 0 ? metadata.cu_query_lens.back() : 0;
-    const bool few = tokens * shape_.kv.num_kv_heads < 4 * std::int64_t{threads_.num_threads()};
+    const bool few = tokens * shape_.kv.num_kv_heads < threads_.num_threads();
     const std::int32_t heads = few ? 1 : std::min(group_size_, max_rows);
     const std::int32_t queries = max_rows / heads;
     pairs_ = 0;
@@ -134,12 +136,13 @@ class CpuPagedAttention {
   void run_items(const AttentionCall<T>& call) {
     const auto count = static_cast<std::int64_t>(items_.size());
     const std::int64_t products = pairs_ * shape_.num_q_heads * kHeadDim;
-    threads_.parallel_for(count, products < inline_products ? std::max<std::int64_t>(count, 1) : 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        attend<kHeadDim>(call, items_[at], i + 1 < end ? &items_[at + 1] : nullptr);
-      }
-    });
+    threads_.parallel_for(count, products < inline_products ? std::max<std::int64_t>(count, 1) : 1,
+                          [&](std::int64_t begin, std::int64_t end) {
+                            for (std::int64_t i = begin; i < end; ++i) {
+                              const auto at = static_cast<std::size_t>(i);
+                              attend<kHeadDim>(call, items_[at], i + 1 < end ? &items_[at + 1] : nullptr);
+                            }
+                          });
   }
 
   template <std::int32_t kHeadDim>
@@ -167,8 +170,8 @@ class CpuPagedAttention {
         const std::int32_t position = item.first_position + q;
         rows[r].begin = std::max(first_key(position) - start, 0);
         rows[r].end = std::min(position + 1 - start, tile);
-        const T* const query = call.q + (item.first_row + q) * call.q_row_stride +
-                               std::int64_t{item.first_head + r % item.num_heads} * kHeadDim;
+        const T* const query =
+            call.q + (item.first_row + q) * call.q_row_stride + std::int64_t{item.first_head + r % item.num_heads} * kHeadDim;
         score_keys<kHeadDim>(rows[r], query, keys, call.scale);
       }
       for (std::int32_t r = 0; r < num_rows; ++r) { weigh_keys(rows[r]); }
@@ -188,7 +191,8 @@ class CpuPagedAttention {
   }
 
   /// Keys start .. start + tile - 1; only those in [begin, end) are looked up.
-  Tile tile_at(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t begin, std::int32_t end) const noexcept {
+  Tile tile_at(const AttentionCall<T>& call, const Item& item, std::int32_t start, std::int32_t begin,
+               std::int32_t end) const noexcept {
     Tile keys;
     keys.k_to_v = shape_.kv.v_offset(0, 0, 0);
     const std::int32_t first = std::max(start, begin);
@@ -227,7 +231,8 @@ class CpuPagedAttention {
         dots[key] = simd::load(query) * simd::load(keys.k[first + key]);
         NVL_UNROLL
         for (int i = 1; i < vectors; ++i) {
-          dots[key] = simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[first + key] + i * simd::lanes), dots[key]);
+          dots[key] =
+              simd::fma(simd::load(query + i * simd::lanes), simd::load(keys.k[first + key] + i * simd::lanes), dots[key]);
         }
       }
       const simd::f32x16 hidden = simd::broadcast(-std::numeric_limits<float>::infinity());
@@ -243,7 +248,9 @@ class CpuPagedAttention {
     const std::int32_t first = row.begin / simd::lanes * simd::lanes;
     if (row.begin >= row.end) { return; }
     simd::f32x16 largest = simd::load(row.scores + first);
-    for (std::int32_t i = first + simd::lanes; i < row.end; i += simd::lanes) { largest = simd::max(largest, simd::load(row.scores + i)); }
+    for (std::int32_t i = first + simd::lanes; i < row.end; i += simd::lanes) {
+      largest = simd::max(largest, simd::load(row.scores + i));
+    }
     const float max = std::max(row.max, simd::horizontal_max(largest));
     if (max != row.max) {
       const simd::f32x16 keep = simd::exp(simd::broadcast(row.max - max));

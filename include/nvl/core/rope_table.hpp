@@ -87,7 +87,9 @@ class RopeTable {
  public:
   /// \throws InvalidArgument for an odd head_dim, num_positions < 1 or a wrong number of frequency factors.
   RopeTable(const RopeConfig& config, std::int32_t head_dim, std::int32_t num_positions)
-      : layout_(config.layout), head_dim_(head_dim), num_positions_(num_positions) {
+      : layout_(config.layout),
+        head_dim_(head_dim),
+        num_positions_(num_positions) {
     NVL_EXPECTS(num_positions >= 1, "positions of the RoPE table", num_positions, "positive");
     const std::vector<double> inverse = rope_inverse_frequencies(config, head_dim);
     const double magnitude = rope_magnitude(config);

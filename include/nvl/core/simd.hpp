@@ -82,7 +82,9 @@ NVL_ALWAYS_INLINE void store(float* p, const f32x16& v) noexcept {
 NVL_ALWAYS_INLINE u32x16 load_u32(const void* p) noexcept {
   u32x16 r;
   NVL_UNROLL
-  for (int i = 0; i < parts; ++i) { std::memcpy(&r.part[i], static_cast<const std::byte*>(p) + i * part_lanes * 4, sizeof(UintPart)); }
+  for (int i = 0; i < parts; ++i) {
+    std::memcpy(&r.part[i], static_cast<const std::byte*>(p) + i * part_lanes * 4, sizeof(UintPart));
+  }
   return r;
 }
 
@@ -471,7 +473,7 @@ NVL_ALWAYS_INLINE void dot_block(const std::byte* weights, const IntBlock* x, st
       sum[r] += multiply(even, pair(first)) + multiply(odd, pair(second));
     }
   };
-  NVL_NO_UNROLL  // all weights of a block at once would not fit the registers
+  NVL_NO_UNROLL                      // all weights of a block at once would not fit the registers
   for (int c = 0; c < kBits; ++c) {  // kBits chunks of 32 / kBits elements
     const Register bytes = load_part(weights + c * 64);
     if constexpr (kBits == 8) {

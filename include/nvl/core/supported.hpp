@@ -34,9 +34,8 @@ inline std::string supported_head_dims_text() {
 template <class F>
 void dispatch_head_dim(std::int32_t head_dim, F&& f) {
   const bool found = [&]<std::size_t... kIdx>(std::index_sequence<kIdx...>) {
-    return ((supported_head_dims[kIdx] == head_dim
-                 ? (f(std::integral_constant<std::int32_t, supported_head_dims[kIdx]>{}), true)
-                 : false) ||
+    return ((supported_head_dims[kIdx] == head_dim ? (f(std::integral_constant<std::int32_t, supported_head_dims[kIdx]>{}), true)
+                                                   : false) ||
             ...);
   }(std::make_index_sequence<supported_head_dims.size()>{});
   NVL_EXPECTS(found, "head_dim", head_dim, "one of those compiled in: " + supported_head_dims_text());

@@ -96,7 +96,9 @@ class ThreadPool {
   void start_workers() {
     const auto start_all = [this] {
       workers_.reserve(static_cast<std::size_t>(num_threads_) - 1);
-      for (std::int32_t i = 1; i < num_threads_; ++i) { workers_.emplace_back([this] { work(); }); }
+      for (std::int32_t i = 1; i < num_threads_; ++i) {
+        workers_.emplace_back([this] { work(); });
+      }
     };
 #if defined(__cpp_exceptions)
     try {

@@ -210,7 +210,9 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
     NVL_UNROLL
     for (int p = 0; p < kPanels; ++p) {
       if constexpr (kRows <= 8) {  // few rows: weights come from memory, one tile ahead of their use
-        for (int line = 0; line < layout.value_bytes; line += 64) { __builtin_prefetch(next_values[p] + block * layout.value_bytes + line, 0, 2); }
+        for (int line = 0; line < layout.value_bytes; line += 64) {
+          __builtin_prefetch(next_values[p] + block * layout.value_bytes + line, 0, 2);
+        }
         __builtin_prefetch(next_scales[p] + block * layout.scale_bytes, 0, 2);
       }
       const std::byte* const scale_at = scales[p] + block * layout.scale_bytes;

@@ -91,7 +91,8 @@ class CpuOps {
   void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { linear_(out, x, w, rows); }
 
   void qk_norm_rope_store(const QkNormRopeStore<CpuOps>& call) {
-    NVL_EXPECTS(call.layout.head_dim <= max_head_dim, "head_dim", call.layout.head_dim, "at most " + std::to_string(max_head_dim));
+    NVL_EXPECTS(call.layout.head_dim <= max_head_dim, "head_dim", call.layout.head_dim,
+                "at most " + std::to_string(max_head_dim));
     const auto num_tokens = static_cast<std::int64_t>(call.positions.size());
     threads_.parallel_for(num_tokens, 8, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) { rope_and_store(call, t); }
@@ -100,7 +101,9 @@ class CpuOps {
 
   void gated_activation(T* out, const T* gate_up, std::int32_t rows, std::int32_t n, Activation activation) {
     threads_.parallel_for(rows, 4, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) { detail::gated_activation_row(out + r * n, gate_up + r * 2 * n, n, activation); }
+      for (std::int64_t r = begin; r < end; ++r) {
+        detail::gated_activation_row(out + r * n, gate_up + r * 2 * n, n, activation);
+      }
     });
   }
 

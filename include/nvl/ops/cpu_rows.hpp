@@ -76,7 +76,8 @@ void gated_activation_row(T* out, const T* gate_up, std::int32_t n, Activation a
 }
 
 /// Rotates the pairs of one head by the angles whose cosines and sines are given, [head_dim / 2].
-inline void rotate_head(float* head, const float* cosines, const float* sines, std::int32_t head_dim, RotaryLayout layout) noexcept {
+inline void rotate_head(float* head, const float* cosines, const float* sines, std::int32_t head_dim,
+                        RotaryLayout layout) noexcept {
   const std::int32_t half = head_dim / 2;
   if (layout == RotaryLayout::half) {
     for_each_vector(half, [&](std::int32_t i, int lanes) {

@@ -61,7 +61,8 @@ class PanelMatrix {
  public:
   /// \param parts all of one dtype, [n_i, in_features], stacked along the output features.
   PanelMatrix(PanelFormat format, std::span<const HostTensor* const> parts, std::int32_t in_features)
-      : format_(format), in_features_(in_features) {
+      : format_(format),
+        in_features_(in_features) {
     for (const HostTensor* part : parts) { out_features_ += static_cast<std::int32_t>(part->num_rows()); }
     const PanelFormatInfo layout = info(format);
     const std::int64_t steps = in_features / layout.step_features;
@@ -255,8 +256,8 @@ class CpuWeight {
   void append_bias(const HostTensor& bias, const HostTensor& part) {
     const std::size_t at = bias_.size();
     const std::int64_t n = part.shape[0];
-    NVL_EXPECTS(bias.shape.size() == 1 && bias.shape[0] == n, "shape of bias " + bias.name, bias.shape.empty() ? 0 : bias.shape[0],
-                "that of its weight (" + std::to_string(n) + ")");
+    NVL_EXPECTS(bias.shape.size() == 1 && bias.shape[0] == n, "shape of bias " + bias.name,
+                bias.shape.empty() ? 0 : bias.shape[0], "that of its weight (" + std::to_string(n) + ")");
     bias_.resize(at + static_cast<std::size_t>(n));
     dequantize_row(bias.dtype, bias.data.data(), bias_.data() + at, n);
   }

@@ -24,16 +24,16 @@ struct QkNormRopeStore {
   using Element = typename Ops::Element;
   using Vector = typename Ops::Vector;
 
-  Element* qkv = nullptr;                  // [T, (num_q_heads + 2 num_kv_heads) * head_dim]: Q, then K, then V
-  std::span<const std::int32_t> positions; // [T]
-  std::span<const SlotId> slot_mapping;    // [T]
+  Element* qkv = nullptr;                   // [T, (num_q_heads + 2 num_kv_heads) * head_dim]: Q, then K, then V
+  std::span<const std::int32_t> positions;  // [T]
+  std::span<const SlotId> slot_mapping;     // [T]
   std::int32_t num_q_heads = 0;
-  const Vector* q_norm = nullptr;          // [head_dim], nullptr: no norm
-  const Vector* k_norm = nullptr;          // likewise
+  const Vector* q_norm = nullptr;  // [head_dim], nullptr: no norm
+  const Vector* k_norm = nullptr;  // likewise
   float eps = 0.0f;
   const RopeTable* rope = nullptr;
-  KvLayout layout;                         // KV heads, head_dim, block size
-  Element* kv = nullptr;                   // one layer
+  KvLayout layout;        // KV heads, head_dim, block size
+  Element* kv = nullptr;  // one layer
 };
 
 /// Matrices are row-major. `x` and `out` of one call do not overlap unless it says so. An op may return before it is done; ops
@@ -68,8 +68,7 @@ concept DeviceOps =
       typename O::Vector;
       typename O::Device;
       typename O::Device::Buffer;
-    } &&
-    std::constructible_from<O, typename O::Device&> &&
+    } && std::constructible_from<O, typename O::Device&> &&
     std::constructible_from<typename O::Device::Buffer, typename O::Device&, std::size_t> &&
     requires(O o, typename O::Element* out, const typename O::Element* x, float* logits, const float* const_logits,
              const typename O::Weight& weight, const typename O::Vector& vector, std::span<const HostTensor* const> tensors,

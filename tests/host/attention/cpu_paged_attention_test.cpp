@@ -54,7 +54,8 @@ class PagedCase {
     for (std::size_t s = 0; s < seq_lens_.size(); ++s) {
       const auto n = static_cast<std::size_t>(seq_lens_[s]);
       const std::size_t row = n * static_cast<std::size_t>(heads.dim);
-      q_.push_back(random_values<T>(n * static_cast<std::size_t>(heads.q * heads.dim), seed + 10 + static_cast<std::uint32_t>(s), 2.0f));
+      q_.push_back(
+          random_values<T>(n * static_cast<std::size_t>(heads.q * heads.dim), seed + 10 + static_cast<std::uint32_t>(s), 2.0f));
       k_.push_back(random_values<T>(row * static_cast<std::size_t>(heads.kv), seed + 20 + static_cast<std::uint32_t>(s)));
       v_.push_back(random_values<T>(row * static_cast<std::size_t>(heads.kv), seed + 30 + static_cast<std::uint32_t>(s)));
       for (std::int32_t p = 0; p < seq_lens_[s]; ++p) {
@@ -64,7 +65,8 @@ class PagedCase {
           free.pop_back();
         }
         for (std::int32_t h = 0; h < heads.kv; ++h) {
-          const std::size_t from = (static_cast<std::size_t>(h) * n + static_cast<std::size_t>(p)) * static_cast<std::size_t>(heads.dim);
+          const std::size_t from =
+              (static_cast<std::size_t>(h) * n + static_cast<std::size_t>(p)) * static_cast<std::size_t>(heads.dim);
           std::copy_n(k_[s].data() + from, heads.dim, kv_.data() + layout_.k_offset(index_of(id), h, p % BlockSize));
           std::copy_n(v_[s].data() + from, heads.dim, kv_.data() + layout_.v_offset(index_of(id), h, p % BlockSize));
         }
@@ -74,8 +76,8 @@ class PagedCase {
 
   /// Computes positions [begin[s], end[s]) of every sequence in one step.
   template <class Attention>
-  std::vector<std::vector<T>> run(Attention& attention, const std::vector<std::int32_t>& begin, const std::vector<std::int32_t>& end,
-                                  std::int32_t window = 0) const {
+  std::vector<std::vector<T>> run(Attention& attention, const std::vector<std::int32_t>& begin,
+                                  const std::vector<std::int32_t>& end, std::int32_t window = 0) const {
     std::vector<std::int32_t> cu{0};
     std::vector<T> q;
     const std::size_t q_row = static_cast<std::size_t>(heads_.q * heads_.dim);
@@ -90,10 +92,16 @@ class PagedCase {
     }
     std::vector<T> out(static_cast<std::size_t>(cu.back()) * q_row);
     attention.plan({.cu_query_lens = cu, .seq_lens = end, .block_tables = tables_, .max_blocks_per_seq = max_blocks_});
-    attention.run({.out = out.data(), .q = q.data(), .q_row_stride = static_cast<std::int64_t>(stride), .kv = kv_.data(), .scale = scale(), .window = window});
+    attention.run({.out = out.data(),
+                   .q = q.data(),
+                   .q_row_stride = static_cast<std::int64_t>(stride),
+                   .kv = kv_.data(),
+                   .scale = scale(),
+                   .window = window});
     std::vector<std::vector<T>> result;
     for (std::size_t s = 0; s < seq_lens_.size(); ++s) {
-      result.emplace_back(out.begin() + cu[s] * static_cast<std::ptrdiff_t>(q_row), out.begin() + cu[s + 1] * static_cast<std::ptrdiff_t>(q_row));
+      result.emplace_back(out.begin() + cu[s] * static_cast<std::ptrdiff_t>(q_row),
+                          out.begin() + cu[s + 1] * static_cast<std::ptrdiff_t>(q_row));
     }
     return result;
   }
@@ -108,10 +116,12 @@ class PagedCase {
     std::vector<double> out;
     const auto n = static_cast<std::size_t>(seq_lens_[s]), d = static_cast<std::size_t>(heads_.dim);
     for (std::size_t p = 0; p < n; ++p) {
-      const std::size_t first = window > 0 && p + 1 > static_cast<std::size_t>(window) ? p + 1 - static_cast<std::size_t>(window) : 0;
+      const std::size_t first =
+          window > 0 && p + 1 > static_cast<std::size_t>(window) ? p + 1 - static_cast<std::size_t>(window) : 0;
       for (std::int32_t h = 0; h < heads_.q; ++h) {
         const auto kv_head = static_cast<std::size_t>(h / (heads_.q / heads_.kv));
-        const std::span<const T> query(q_[s].data() + (p * static_cast<std::size_t>(heads_.q) + static_cast<std::size_t>(h)) * d, d);
+        const std::span<const T> query(q_[s].data() + (p * static_cast<std::size_t>(heads_.q) + static_cast<std::size_t>(h)) * d,
+                                       d);
         const std::span<const T> keys(k_[s].data() + kv_head * n * d, n * d), values(v_[s].data() + kv_head * n * d, n * d);
         const std::vector<double> row = reference::attention<T>(query, keys, values, first, p, static_cast<double>(scale()));
         out.insert(out.end(), row.begin(), row.end());
@@ -141,7 +151,8 @@ bool equal_bits(std::span<const T> a, std::span<const T> b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("attention equals the oracle for every head dim, group size and length around the block", "[attention][host]", float, bf16) {
+TEMPLATE_TEST_CASE("attention equals the oracle for every head dim, group size and length around the block", "[attention][host]",
+                   float, bf16) {
   CpuDevice device({.num_threads = 2});
   CpuOps<TestType> ops(device);
   for (const std::int32_t dim : supported_head_dims) {
@@ -255,7 +266,8 @@ TEST_CASE("scores far apart neither overflow nor lose the largest", "[attention]
 TEST_CASE("a step without sequences is nothing", "[attention][host]") {
   CpuDevice device({.num_threads = 2});
   CpuOps<float> ops(device);
-  CpuPagedAttention<float> attention({.num_q_heads = 1, .kv = {.num_blocks = 1, .block_size = 16, .num_kv_heads = 1, .head_dim = 16}}, ops);
+  CpuPagedAttention<float> attention(
+      {.num_q_heads = 1, .kv = {.num_blocks = 1, .block_size = 16, .num_kv_heads = 1, .head_dim = 16}}, ops);
   const std::vector<std::int32_t> cu{0};
   attention.plan({.cu_query_lens = cu, .seq_lens = {}, .block_tables = {}, .max_blocks_per_seq = 0});
   attention.run({});
@@ -269,9 +281,12 @@ TEST_CASE("shapes that the backend is not compiled for are refused with what it 
   };
   nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(2, 2, 48, 16), ops); },
                                           {"head_dim", "48", "16, 32, 64, 80, 96, 128, 256"});
-  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float, 64> a(shape(2, 2, 128, 16), ops); }, {"head_dim", "128", "64"});
-  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(2, 2, 64, 32), ops); }, {"block_size", "32", "16"});
-  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(3, 2, 64, 16), ops); }, {"num_q_heads", "3", "2"});
+  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float, 64> a(shape(2, 2, 128, 16), ops); },
+                                          {"head_dim", "128", "64"});
+  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(2, 2, 64, 32), ops); },
+                                          {"block_size", "32", "16"});
+  nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(3, 2, 64, 16), ops); },
+                                          {"num_q_heads", "3", "2"});
   nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(3, 0, 64, 16), ops); }, {"num_q_heads", "0"});
   nvl_test::expect_error<InvalidArgument>([&] { dispatch_head_dim(7, [](auto) {}); }, {"head_dim", "7", "80"});
 }

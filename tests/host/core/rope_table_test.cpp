@@ -39,7 +39,8 @@ TEST_CASE("without scaling, pair i turns by theta^(-2i/d) radians a position", "
 
 TEST_CASE("linear scaling divides every frequency by the factor", "[core][rope][host]") {
   const std::vector<double> plain = rope_inverse_frequencies({.theta = 500000.0}, 64);
-  const std::vector<double> scaled = rope_inverse_frequencies({.theta = 500000.0, .scaling = RopeScaling::linear, .factor = 4.0}, 64);
+  const std::vector<double> scaled =
+      rope_inverse_frequencies({.theta = 500000.0, .scaling = RopeScaling::linear, .factor = 4.0}, 64);
   for (std::size_t i = 0; i < plain.size(); ++i) { CHECK(scaled[i] == Catch::Approx(plain[i] / 4.0)); }
 }
 

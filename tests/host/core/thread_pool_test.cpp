@@ -122,7 +122,8 @@ TEST_CASE("a number of threads out of range is refused with the range", "[core][
 }
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-TEST_CASE("a thread that the system cannot start is a typed error, and those that started are joined", "[core][thread_pool][host]") {
+TEST_CASE("a thread that the system cannot start is a typed error, and those that started are joined",
+          "[core][thread_pool][host]") {
   // In a child process: with no room for further stacks, the system refuses the threads.
   const pid_t child = ::fork();
   REQUIRE(child >= 0);

@@ -86,8 +86,8 @@ TEMPLATE_TEST_CASE("linear equals the oracle for every weight type and odd sizes
   for (const DType type : k_types) { check_against_oracle<TestType>(type, 20, 512, 3, pool); }
 }
 
-TEMPLATE_TEST_CASE("a row's result does not depend on the other rows, their number or the threads, bit for bit", "[ops][linear][host]",
-                   float, bf16) {
+TEMPLATE_TEST_CASE("a row's result does not depend on the other rows, their number or the threads, bit for bit",
+                   "[ops][linear][host]", float, bf16) {
   constexpr std::int64_t in = 544, out = 200;
   ThreadPool one(1);
   ThreadPool three(3);
@@ -128,8 +128,10 @@ TEST_CASE("the output in the element type is the float output, rounded", "[ops][
 
 TEST_CASE("stacked parts of different types and their biases land in their columns", "[ops][linear][host]") {
   ThreadPool pool(2);
-  const RandomTensor a(DType::q4_1, {17, 256}, 1), b(DType::q4_1, {5, 256}, 2), c(DType::q6_k, {9, 256}, 3), d(DType::float32, {3, 256}, 4);
-  const RandomTensor bias_a(DType::float32, {17}, 5), bias_b(DType::float32, {5}, 6), bias_c(DType::bfloat16, {9}, 7), bias_d(DType::float32, {3}, 8);
+  const RandomTensor a(DType::q4_1, {17, 256}, 1), b(DType::q4_1, {5, 256}, 2), c(DType::q6_k, {9, 256}, 3),
+      d(DType::float32, {3, 256}, 4);
+  const RandomTensor bias_a(DType::float32, {17}, 5), bias_b(DType::float32, {5}, 6), bias_c(DType::bfloat16, {9}, 7),
+      bias_d(DType::float32, {3}, 8);
   const std::vector<const HostTensor*> parts{&a.tensor(), &b.tensor(), &c.tensor(), &d.tensor()};
   const std::vector<const HostTensor*> biases{&bias_a.tensor(), &bias_b.tensor(), &bias_c.tensor(), &bias_d.tensor()};
   const CpuWeight<float> w(parts, biases);
@@ -137,8 +139,12 @@ TEST_CASE("stacked parts of different types and their biases land in their colum
   CHECK(w.matrices().size() == 2);  // two formats: the last two parts are both stored as float
 
   std::vector<float> weights, bias;
-  for (const RandomTensor* part : {&a, &b, &c, &d}) { weights.insert(weights.end(), part->floats().begin(), part->floats().end()); }
-  for (const RandomTensor* part : {&bias_a, &bias_b, &bias_c, &bias_d}) { bias.insert(bias.end(), part->floats().begin(), part->floats().end()); }
+  for (const RandomTensor* part : {&a, &b, &c, &d}) {
+    weights.insert(weights.end(), part->floats().begin(), part->floats().end());
+  }
+  for (const RandomTensor* part : {&bias_a, &bias_b, &bias_c, &bias_d}) {
+    bias.insert(bias.end(), part->floats().begin(), part->floats().end());
+  }
   const std::vector<float> x = random_values<float>(7 * 256, 9);
   std::vector<float> out(7 * 34);
   CpuLinear<float> linear(pool);
@@ -146,7 +152,8 @@ TEST_CASE("stacked parts of different types and their biases land in their colum
   CHECK(reference::nmse(out, reference::linear<float>(x, weights, bias, 7, 256, 34)) <= reference::max_nmse_quantized);
 
   std::vector<float> row(256);
-  for (const std::size_t feature : {std::size_t{0}, std::size_t{16}, std::size_t{17}, std::size_t{21}, std::size_t{22}, std::size_t{30}, std::size_t{31}, std::size_t{33}}) {
+  for (const std::size_t feature : {std::size_t{0}, std::size_t{16}, std::size_t{17}, std::size_t{21}, std::size_t{22},
+                                    std::size_t{30}, std::size_t{31}, std::size_t{33}}) {
     CAPTURE(feature);
     w.unpack_row(static_cast<std::int64_t>(feature), row.data());
     CHECK(std::equal(row.begin(), row.end(), weights.begin() + static_cast<std::ptrdiff_t>(feature * 256)));
@@ -181,7 +188,8 @@ TEST_CASE("zero, tiny and huge activations keep their meaning, and what is not f
         CHECK(std::abs(static_cast<double>(out[i]) - expected[i]) <= 1e-3 * static_cast<double>(scale) + 1e-31);
       }
     }
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                            -std::numeric_limits<float>::infinity()}) {
       std::vector<float> x = random_values<float>(64, 5);
       x[40] = bad;
       linear(out.data(), x.data(), w, 1);
@@ -192,12 +200,18 @@ TEST_CASE("zero, tiny and huge activations keep their meaning, and what is not f
 
 TEST_CASE("weights whose shapes do not stack are refused by name", "[ops][linear][host]") {
   const RandomTensor a(DType::float32, {4, 64}, 1), narrow(DType::float32, {4, 32}, 1), vector(DType::float32, {64}, 1);
-  const auto load = [](std::vector<const HostTensor*> parts, std::vector<const HostTensor*> biases) { CpuWeight<float> w(parts, biases); };
+  const auto load = [](std::vector<const HostTensor*> parts, std::vector<const HostTensor*> biases) {
+    CpuWeight<float> w(parts, biases);
+  };
   nvl_test::expect_error<InvalidArgument>([&] { load({}, {}); }, {"parts", "at least one"});
   nvl_test::expect_error<InvalidArgument>([&] { load({&a.tensor(), &narrow.tensor()}, {}); }, {"random", "32", "64"});
   nvl_test::expect_error<InvalidArgument>([&] { load({&vector.tensor()}, {}); }, {"[out_features, in_features]"});
   nvl_test::expect_error<InvalidArgument>([&] { load({&a.tensor()}, {&vector.tensor()}); }, {"bias", "64", "4"});
-  nvl_test::expect_error<InvalidArgument>([&] { load({&a.tensor(), &a.tensor()}, {&vector.tensor()}); }, {"biases", "one per part"});
+  nvl_test::expect_error<InvalidArgument>(
+      [&] {
+        load({&a.tensor(), &a.tensor()}, {&vector.tensor()});
+      },
+      {"biases", "one per part"});
   HostTensor odd = a.tensor();
   odd.dtype = DType::q4_0;
   odd.shape = {4, 33};

@@ -82,7 +82,8 @@ TEMPLATE_TEST_CASE("the gated activations equal the oracle", "[ops][host]", floa
         std::vector<TestType> out(static_cast<std::size_t>(n * rows));
         ops.gated_activation(out.data(), gate_up.data(), rows, n, activation);
         const double bound = n < 100 ? reference::max_nmse_of_few<TestType> : reference::max_nmse<TestType>;
-        CHECK(reference::nmse(out, reference::gated_activation<TestType>(gate_up, static_cast<std::size_t>(n), activation)) <= bound);
+        CHECK(reference::nmse(out, reference::gated_activation<TestType>(gate_up, static_cast<std::size_t>(n), activation)) <=
+              bound);
       }
     }
   }
@@ -91,7 +92,8 @@ TEMPLATE_TEST_CASE("the gated activations equal the oracle", "[ops][host]", floa
 TEST_CASE("the activations hold at the ends of the number range, and NaN stays NaN", "[ops][host]") {
   CpuDevice device({.num_threads = 1});
   CpuOps<float> ops(device);
-  const std::vector<float> gate_up{-1000.0f, -90.0f, 0.0f, 1000.0f, std::numeric_limits<float>::quiet_NaN(), 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+  const std::vector<float> gate_up{-1000.0f, -90.0f, 0.0f, 1000.0f, std::numeric_limits<float>::quiet_NaN(),
+                                   1.0f,     1.0f,   1.0f, 1.0f,    1.0f};
   std::vector<float> out(5);
   for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
     ops.gated_activation(out.data(), gate_up.data(), 1, 5, activation);
@@ -177,10 +179,13 @@ TEMPLATE_TEST_CASE("qk_norm_rope_store rotates Q in place and puts K and V into 
               expected_rotated.insert(expected_rotated.end(), expected.begin(), expected.end());
             } else if (slots[static_cast<std::size_t>(t)] != no_slot) {
               const SlotId slot = slots[static_cast<std::size_t>(t)];
-              const auto at = static_cast<std::size_t>(layout.k_offset(slot / 4, h - q_heads, static_cast<std::int32_t>(slot % 4)));
-              rotated.insert(rotated.end(), kv.begin() + static_cast<std::ptrdiff_t>(at), kv.begin() + static_cast<std::ptrdiff_t>(at + ud));
+              const auto at =
+                  static_cast<std::size_t>(layout.k_offset(slot / 4, h - q_heads, static_cast<std::int32_t>(slot % 4)));
+              rotated.insert(rotated.end(), kv.begin() + static_cast<std::ptrdiff_t>(at),
+                             kv.begin() + static_cast<std::ptrdiff_t>(at + ud));
               expected_rotated.insert(expected_rotated.end(), expected.begin(), expected.end());
-              const auto v_at = static_cast<std::size_t>(layout.v_offset(slot / 4, h - q_heads, static_cast<std::int32_t>(slot % 4)));
+              const auto v_at =
+                  static_cast<std::size_t>(layout.v_offset(slot / 4, h - q_heads, static_cast<std::int32_t>(slot % 4)));
               const std::span<const TestType> v = head_of(before, t, h + kv_heads);
               CHECK(std::memcmp(v.data(), kv.data() + v_at, ud * sizeof(TestType)) == 0);
               stored += 2 * ud;

@@ -33,7 +33,9 @@ std::vector<double> embed(std::span<const Id> ids, std::span<const float> table,
   std::vector<double> out;
   out.reserve(ids.size() * hidden);
   for (const Id id : ids) {
-    for (std::size_t i = 0; i < hidden; ++i) { out.push_back(static_cast<double>(table[static_cast<std::size_t>(id) * hidden + i])); }
+    for (std::size_t i = 0; i < hidden; ++i) {
+      out.push_back(static_cast<double>(table[static_cast<std::size_t>(id) * hidden + i]));
+    }
   }
   return out;
 }

@@ -14,7 +14,8 @@ namespace nvl::inline NVL_ABI {
 namespace reference {
 
 /// Rotates one head, [head_dim], by `position` times each of `frequencies`, [head_dim / 2] radians.
-inline void rope(std::span<double> head, std::span<const double> frequencies, double magnitude, double position, RotaryLayout layout) {
+inline void rope(std::span<double> head, std::span<const double> frequencies, double magnitude, double position,
+                 RotaryLayout layout) {
   const std::size_t half = head.size() / 2;
   for (std::size_t i = 0; i < half; ++i) {
     double& a = head[layout == RotaryLayout::half ? i : 2 * i];
@@ -29,8 +30,8 @@ inline void rope(std::span<double> head, std::span<const double> frequencies, do
 
 /// One head of Q or K on its way to attention: RMS norm over head_dim unless `norm` is empty, then RoPE.
 template <class T>
-std::vector<double> norm_and_rope(std::span<const T> head, std::span<const float> norm, double eps, std::span<const double> frequencies,
-                                  double magnitude, double position, RotaryLayout layout) {
+std::vector<double> norm_and_rope(std::span<const T> head, std::span<const float> norm, double eps,
+                                  std::span<const double> frequencies, double magnitude, double position, RotaryLayout layout) {
   std::vector<double> out;
   double squares = 0.0;
   for (const T x : head) {
