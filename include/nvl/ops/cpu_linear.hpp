@@ -28,10 +28,10 @@ namespace nvl::inline NVL_ABI {
 
 namespace detail {
 
-/// Where a tile of outputs goes.
-template <class Out>
+/// Where a tile of outputs goes. The element type is a run-time value, so that the kernels are compiled once for all of them.
 struct LinearOutput {
-  Out* out = nullptr;           // [rows, out_features], first row and first feature of the matrix
+  void* out = nullptr;  // [rows, out_features] of float or bf16, first row and first feature of the matrix
+  bool is_bf16 = false;
   std::int64_t stride = 0;      // [elements] from row to row
   const float* bias = nullptr;  // of the first feature of the matrix, nullptr: none
   std::int32_t num_features = 0;
@@ -40,7 +40,11 @@ struct LinearOutput {
     const std::int64_t feature = panel * panel_features;
     const int n = static_cast<int>(std::min<std::int64_t>(panel_features, num_features - feature));
     if (bias != nullptr) { sum = sum + simd::load_first(bias + feature, n); }
-    simd::store_first(out + row * stride + feature, sum, n);
+    if (is_bf16) {
+      simd::store_first(static_cast<bf16*>(out) + row * stride + feature, sum, n);
+    } else {
+      simd::store_first(static_cast<float*>(out) + row * stride + feature, sum, n);
+    }
   }
 };
 
@@ -118,9 +122,8 @@ NVL_ALWAYS_INLINE void add_features(FloatTile<kPanels, kRows>& tile, const Panel
 }
 
 /// Outputs of `kRows` rows and `kPanels` panels from `panel` on.
-template <PanelFormat kFormat, int kPanels, int kRows, class Out>
-void float_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const float* x,
-                std::int64_t row) noexcept {
+template <PanelFormat kFormat, int kPanels, int kRows>
+void float_tile(const LinearOutput& out, const PanelMatrix& w, std::int64_t panel, const float* x, std::int64_t row) noexcept {
   const std::int64_t last = w.num_panels() - 1;
   std::int64_t panels[kPanels];
   for (int p = 0; p < kPanels; ++p) { panels[p] = std::min(panel + p, last); }
@@ -140,8 +143,8 @@ void float_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t
 }
 
 /// Rows [begin, end) of one group of panels, in the largest tiles that fit.
-template <PanelFormat kFormat, int kRows = float_tile_rows, class Out>
-void float_rows(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const float* x, std::int64_t begin,
+template <PanelFormat kFormat, int kRows = float_tile_rows>
+void float_rows(const LinearOutput& out, const PanelMatrix& w, std::int64_t panel, const float* x, std::int64_t begin,
                 std::int64_t end) noexcept {
   for (; begin + kRows <= end; begin += kRows) { float_tile<kFormat, float_tile_panels, kRows>(out, w, panel, x, begin); }
   if constexpr (kRows > 1) {
@@ -188,9 +191,8 @@ void quantize_row(const T* x, std::int64_t num_blocks, simd::IntBlock* values, Q
   }
 }
 
-template <PanelFormat kFormat, int kPanels, int kRows, class Out>
-void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x,
-              std::int64_t row) noexcept {
+template <PanelFormat kFormat, int kPanels, int kRows>
+void int_tile(const LinearOutput& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x, std::int64_t row) noexcept {
   constexpr PanelFormatInfo layout = info(kFormat);
   const std::int64_t last = w.num_panels() - 1;
   const std::byte* values[kPanels];
@@ -242,8 +244,8 @@ void int_tile(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t p
 inline constexpr int int_tile_panels = 4;
 inline constexpr int int_tile_rows = simd::parts == 1 ? 16 : 8;
 
-template <PanelFormat kFormat, int kRows = int_tile_rows, class Out>
-void int_rows(const LinearOutput<Out>& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x, std::int64_t begin,
+template <PanelFormat kFormat, int kRows = int_tile_rows>
+void int_rows(const LinearOutput& out, const PanelMatrix& w, std::int64_t panel, const QuantRows& x, std::int64_t begin,
               std::int64_t end) noexcept {
   constexpr int panels = kRows >= 8 ? 1 : int_tile_panels / kRows;
   for (; begin + kRows <= end; begin += kRows) {
@@ -298,10 +300,11 @@ class CpuLinear {
 
     std::int64_t feature = 0;
     for (const PanelMatrix& m : w.matrices()) {
-      const detail::LinearOutput<Out> to{.out = out + feature,
-                                         .stride = w.out_features(),
-                                         .bias = w.bias().empty() ? nullptr : w.bias().data() + feature,
-                                         .num_features = m.out_features()};
+      const detail::LinearOutput to{.out = out + feature,
+                                    .is_bf16 = std::same_as<Out, bf16>,
+                                    .stride = w.out_features(),
+                                    .bias = w.bias().empty() ? nullptr : w.bias().data() + feature,
+                                    .num_features = m.out_features()};
       feature += m.out_features();
       for_each_item(m, rows, [&](std::int64_t panel, std::int64_t begin, std::int64_t end) {
         const auto in_float = [&]<PanelFormat kFormat>() {
