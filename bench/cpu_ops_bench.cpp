@@ -179,7 +179,10 @@ class Bench {
     const auto row = static_cast<std::size_t>(c.q_heads * c.head_dim);
     const auto layer_bytes = static_cast<std::size_t>(layout.layer_elements()) * sizeof(T);
     const std::size_t num_layers = c.num_queries == 1 ? cold_bytes / layer_bytes + 1 : 1;
-    const std::vector<std::vector<T>> layers(num_layers, random_values<T>(static_cast<std::size_t>(layout.layer_elements()), 3));
+    // In the device's own memory: pages of its buffers are large, and small ones would be measured instead.
+    CpuDevice::Buffer kv(device_, num_layers * layer_bytes);
+    const std::vector<T> values = random_values<T>(static_cast<std::size_t>(layout.layer_elements()), 3);
+    for (std::size_t i = 0; i < num_layers; ++i) { std::copy(values.begin(), values.end(), kv.as<T>() + i * values.size()); }
     const std::vector<T> q = random_values<T>(static_cast<std::size_t>(cu.back()) * row, 4);
     std::vector<T> out(q.size());
     const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
@@ -188,11 +191,11 @@ class Bench {
       backend.run({.out = out.data(),
                    .q = q.data(),
                    .q_row_stride = static_cast<std::int64_t>(row),
-                   .kv = layers[i % num_layers].data(),
+                   .kv = kv.as<T>() + i % num_layers * values.size(),
                    .scale = scale});
     };
     run(0);
-    check(c, layout, tables, layers.front(), q, out, scale);
+    check(c, layout, tables, values, q, out, scale);
 
     const nvl_bench::Samples samples = time_rounds(budget_, run);
     const double keys = static_cast<double>(c.num_seqs) * c.num_queries * (c.seq_len - (c.num_queries - 1) / 2.0);
