@@ -5,9 +5,11 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -73,6 +75,38 @@ class AlignedBuffer {
   void* raw_ = nullptr;
   std::byte* data_ = nullptr;
   std::size_t num_bytes_ = 0;
+};
+
+/// Pieces of a few large buffers. Matrices of less than a large page each would lie in small pages otherwise, and whoever
+/// streams through them would wait for the TLB. A piece keeps its buffer alive, the arena need not live.
+class BufferArena {
+ public:
+  struct Piece {
+    std::shared_ptr<AlignedBuffer> buffer;
+    std::byte* data = nullptr;  // aligned as AlignedBuffer is; zero
+    std::size_t num_bytes = 0;
+  };
+
+  /// \param buffer_bytes of each buffer; memory that no piece touches costs nothing
+  explicit BufferArena(std::size_t buffer_bytes = std::size_t{32} << 20) : buffer_bytes_(buffer_bytes) {}
+
+  /// \throws OutOfMemory
+  Piece allocate(std::size_t num_bytes) {
+    if (num_bytes == 0) { return {}; }
+    if (buffer_ == nullptr || buffer_->size_bytes() - used_ < num_bytes) {
+      buffer_ = std::make_shared<AlignedBuffer>(std::max(num_bytes, buffer_bytes_));
+      used_ = 0;
+    }
+    Piece piece{.buffer = buffer_, .data = buffer_->data() + used_, .num_bytes = num_bytes};
+    used_ = std::min(buffer_->size_bytes(),
+                     (used_ + num_bytes + AlignedBuffer::alignment - 1) / AlignedBuffer::alignment * AlignedBuffer::alignment);
+    return piece;
+  }
+
+ private:
+  std::size_t buffer_bytes_;
+  std::shared_ptr<AlignedBuffer> buffer_;  // the last one
+  std::size_t used_ = 0;                   // [bytes] of it
 };
 
 }  // namespace nvl::inline NVL_ABI

@@ -1,6 +1,7 @@
 #pragma once
 /// DeviceOps on the CPU. All sums are in float, in an order per row that does not depend on the other rows of the call.
 
+#include <nvl/core/aligned_buffer.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/dequantize.hpp>
 #include <nvl/core/dtype.hpp>
@@ -47,7 +48,7 @@ class CpuOps {
   ThreadPool& threads() noexcept { return threads_; }
 
   Weight load_weight(std::span<const HostTensor* const> parts, std::span<const HostTensor* const> biases = {}) {
-    return Weight(parts, biases);
+    return Weight(parts, biases, arena_);
   }
 
   Vector load_vector(const HostTensor& tensor) {
@@ -161,6 +162,7 @@ class CpuOps {
 
   ThreadPool& threads_;
   CpuLinear<T> linear_;
+  BufferArena arena_;  // of the weights
   CpuSampler sampler_;
 };
 

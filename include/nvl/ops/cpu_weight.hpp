@@ -60,7 +60,7 @@ constexpr PanelFormatInfo info(PanelFormat format) noexcept {
 class PanelMatrix {
  public:
   /// \param parts all of one dtype, [n_i, in_features], stacked along the output features.
-  PanelMatrix(PanelFormat format, std::span<const HostTensor* const> parts, std::int32_t in_features)
+  PanelMatrix(PanelFormat format, std::span<const HostTensor* const> parts, std::int32_t in_features, BufferArena& arena)
       : format_(format),
         in_features_(in_features) {
     for (const HostTensor* part : parts) { out_features_ += static_cast<std::int32_t>(part->num_rows()); }
@@ -68,8 +68,8 @@ class PanelMatrix {
     const std::int64_t steps = in_features / layout.step_features;
     value_stride_ = steps * layout.value_bytes;
     scale_stride_ = steps * layout.scale_bytes;
-    values_ = AlignedBuffer(static_cast<std::size_t>(num_panels() * value_stride_));
-    scales_ = AlignedBuffer(static_cast<std::size_t>(num_panels() * scale_stride_));
+    values_ = arena.allocate(static_cast<std::size_t>(num_panels() * value_stride_));
+    scales_ = arena.allocate(static_cast<std::size_t>(num_panels() * scale_stride_));
     pack(parts);
   }
 
@@ -79,9 +79,9 @@ class PanelMatrix {
   std::int64_t num_panels() const noexcept { return ceil_div(out_features_, panel_features); }
   std::int64_t num_blocks() const noexcept { return in_features_ / quant_block; }
 
-  const std::byte* values(std::int64_t panel) const noexcept { return values_.data() + panel * value_stride_; }
-  const std::byte* scales(std::int64_t panel) const noexcept { return scales_.data() + panel * scale_stride_; }
-  std::size_t size_bytes() const noexcept { return values_.size_bytes() + scales_.size_bytes(); }
+  const std::byte* values(std::int64_t panel) const noexcept { return values_.data + panel * value_stride_; }
+  const std::byte* scales(std::int64_t panel) const noexcept { return scales_.data + panel * scale_stride_; }
+  std::size_t size_bytes() const noexcept { return values_.num_bytes + scales_.num_bytes; }
 
   /// out[in_features] = the weights of output feature `feature`, as stored. Slow: it reads one lane of a panel.
   void unpack_row(std::int64_t feature, float* out) const {
@@ -127,13 +127,13 @@ class PanelMatrix {
       const std::int64_t row_bytes = std::int64_t{in_features_} / type.block_elements * type.block_bytes;
       for (std::int64_t r = 0; r < rows; ++r, ++feature) {
         const std::byte* const source = part->data.data() + r * row_bytes;
-        std::byte* const values = values_.data() + feature / panel_features * value_stride_;
+        std::byte* const values = values_.data + feature / panel_features * value_stride_;
         const std::int64_t lane = feature % panel_features;
         if (format_ == PanelFormat::f32 || format_ == PanelFormat::bf16) {
           dequantize_row(part->dtype, source, row_values.data(), in_features_);
           pack_plain(values, lane, row_values.data());
         } else {
-          pack_quants(values, scales_.data() + feature / panel_features * scale_stride_, lane, source);
+          pack_quants(values, scales_.data + feature / panel_features * scale_stride_, lane, source);
         }
       }
     }
@@ -179,8 +179,8 @@ class PanelMatrix {
   std::int32_t out_features_ = 0;
   std::int64_t value_stride_ = 0;  // [bytes] from panel to panel
   std::int64_t scale_stride_ = 0;
-  AlignedBuffer values_;
-  AlignedBuffer scales_;
+  BufferArena::Piece values_;
+  BufferArena::Piece scales_;
 };
 
 /// [out_features, in_features] with optional bias. Weights of type Q4_0, Q4_1 and Q8_0 stay as they are; others become T.
@@ -190,8 +190,9 @@ class CpuWeight {
   CpuWeight() = default;
 
   /// \param biases none, or one per part
+  /// \param arena where the panels are allocated
   /// \throws InvalidArgument if the shapes do not stack
-  CpuWeight(std::span<const HostTensor* const> parts, std::span<const HostTensor* const> biases) {
+  CpuWeight(std::span<const HostTensor* const> parts, std::span<const HostTensor* const> biases, BufferArena& arena) {
     NVL_EXPECTS(!parts.empty(), "parts of a weight", parts.size(), "at least one");
     NVL_EXPECTS(biases.empty() || biases.size() == parts.size(), "biases of a weight", biases.size(), "none, or one per part");
     for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -202,7 +203,7 @@ class CpuWeight {
     for (std::size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
       const PanelFormat format = format_of(parts[begin]->dtype);
       while (end < parts.size() && format_of(parts[end]->dtype) == format) { ++end; }
-      out_features_ += matrices_.emplace_back(format, parts.subspan(begin, end - begin), in_features_).out_features();
+      out_features_ += matrices_.emplace_back(format, parts.subspan(begin, end - begin), in_features_, arena).out_features();
     }
   }
 

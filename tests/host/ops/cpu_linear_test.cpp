@@ -1,5 +1,6 @@
 #include <nvl/ops/cpu_linear.hpp>
 
+#include <nvl/core/aligned_buffer.hpp>
 #include <nvl/core/thread_pool.hpp>
 #include <nvl/kernels/reference/error_measure.hpp>
 #include <nvl/kernels/reference/linear.hpp>
@@ -39,7 +40,8 @@ bool stays_quantized(DType type) { return type == DType::q4_0 || type == DType::
 template <class T>
 CpuWeight<T> pack(const RandomTensor& tensor) {
   const HostTensor* const part = &tensor.tensor();
-  return CpuWeight<T>(std::span(&part, 1), {});
+  BufferArena arena(0);
+  return CpuWeight<T>(std::span(&part, 1), {}, arena);
 }
 
 /// The weights that the kernels see: those of plain types and K-quants are rounded to T at load.
@@ -134,7 +136,8 @@ TEST_CASE("stacked parts of different types and their biases land in their colum
       bias_d(DType::float32, {3}, 8);
   const std::vector<const HostTensor*> parts{&a.tensor(), &b.tensor(), &c.tensor(), &d.tensor()};
   const std::vector<const HostTensor*> biases{&bias_a.tensor(), &bias_b.tensor(), &bias_c.tensor(), &bias_d.tensor()};
-  const CpuWeight<float> w(parts, biases);
+  BufferArena arena;
+  const CpuWeight<float> w(parts, biases, arena);
   REQUIRE(w.out_features() == 34);
   CHECK(w.matrices().size() == 2);  // two formats: the last two parts are both stored as float
 
@@ -201,7 +204,8 @@ TEST_CASE("zero, tiny and huge activations keep their meaning, and what is not f
 TEST_CASE("weights whose shapes do not stack are refused by name", "[ops][linear][host]") {
   const RandomTensor a(DType::float32, {4, 64}, 1), narrow(DType::float32, {4, 32}, 1), vector(DType::float32, {64}, 1);
   const auto load = [](std::vector<const HostTensor*> parts, std::vector<const HostTensor*> biases) {
-    CpuWeight<float> w(parts, biases);
+    BufferArena arena;
+    CpuWeight<float> w(parts, biases, arena);
   };
   nvl_test::expect_error<InvalidArgument>([&] { load({}, {}); }, {"parts", "at least one"});
   nvl_test::expect_error<InvalidArgument>([&] { load({&a.tensor(), &narrow.tensor()}, {}); }, {"random", "32", "64"});
