@@ -17,6 +17,7 @@
 #include <system_error>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {

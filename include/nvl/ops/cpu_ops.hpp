@@ -21,7 +21,6 @@
 #include <nvl/ops/device_ops.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>

@@ -115,6 +115,33 @@ TEMPLATE_TEST_CASE("a row's result does not depend on the other rows, their numb
   }
 }
 
+TEST_CASE("without integer dot products, quantised weights are multiplied as floats", "[ops][linear][host]") {
+  // The path of targets without AVX2, here on any target.
+  constexpr std::int64_t in = 544, out = 40, rows = 14;
+  const std::vector<float> x = random_values<float>(rows * in, 5);
+  const auto check = [&]<PanelFormat kFormat>(DType type) {
+    CAPTURE(std::string(info(type).name));
+    const RandomTensor tensor(type, {out, in}, 3);
+    const CpuWeight<float> w = pack<float>(tensor);
+    const PanelMatrix& matrix = w.matrices().front();
+    std::vector<float> actual(rows * out), alone(rows * out);
+    for (std::int64_t panel = 0; panel < matrix.num_panels(); panel += detail::float_tile_panels) {
+      const auto output_to = [&](std::vector<float>& to) {
+        return detail::LinearOutput{.out = to.data(), .is_bf16 = false, .stride = out, .bias = nullptr, .num_features = out};
+      };
+      detail::float_rows<kFormat>(output_to(actual), matrix, panel, x.data(), 0, rows);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        detail::float_rows<kFormat>(output_to(alone), matrix, panel, x.data(), r, r + 1);
+      }
+    }
+    CHECK(reference::nmse(actual, reference::linear<float>(x, tensor.floats(), {}, rows, in, out)) <= reference::max_nmse<float>);
+    CHECK(actual == alone);
+  };
+  check.operator()<PanelFormat::q4_0>(DType::q4_0);
+  check.operator()<PanelFormat::q4_1>(DType::q4_1);
+  check.operator()<PanelFormat::q8_0>(DType::q8_0);
+}
+
 TEST_CASE("the output in the element type is the float output, rounded", "[ops][linear][host]") {
   ThreadPool pool(2);
   const RandomTensor tensor(DType::q4_1, {50, 64}, 3);
