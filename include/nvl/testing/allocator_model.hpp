@@ -94,7 +94,9 @@ class AllocatorModel {
     violations_.expect(found == matched * size, "lookup found " + std::to_string(found) + " tokens, match " +
                                                     std::to_string(matched) + " blocks of " + std::to_string(size));
     violations_.expect(matched > 0 || holder.prefix == root, "match found nothing and did not return the root");
-    violations_.expect(matched * size <= holder.tokens.size(), "match returned more blocks than the tokens fill");
+    if (!violations_.expect(matched * size <= holder.tokens.size(), "match returned more blocks than the tokens fill")) {
+      return false;
+    }
     std::uint32_t woken = 0;
     for (std::size_t i = 0; i < matched; ++i) {
       const std::uint32_t b = index_of(holder.table[i]);
