@@ -83,7 +83,8 @@ TEST_CASE("SmolLM2's prompt ids are those of Hugging Face", "[llm][smollm2][host
   }
 }
 
-TEST_CASE("SmolLM2's logits are within 5e-2 of the dequantised reference, with the same clear choices", "[llm][smollm2][host]") {
+TEST_CASE("SmolLM2's logits are within 5e-2 of the dequantised reference, with the same clear choices",
+          "[llm][smollm2][slow][host]") {
   SmolLM2& m = model();
   const double tolerance = m.golden.at("tolerance").get<double>();
   const double clear_margin = m.golden.at("clear_margin").get<double>();
@@ -135,7 +136,7 @@ TEST_CASE("SmolLM2 chooses as the reference does at every step, teacher forced",
 }
 
 TEST_CASE("SmolLM2's greedy continuations are the reference's up to the first near tie, alone or in one batch",
-          "[llm][smollm2][host]") {
+          "[llm][smollm2][slow][host]") {
   SmolLM2& m = model();
   std::vector<Request> requests;
   for (const nlohmann::json& prompt : m.golden.at("prompts")) {
