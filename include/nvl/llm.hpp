@@ -57,6 +57,7 @@ class LLM {
   /// Continues each prompt. Text that spells a special token becomes that token.
   std::vector<Completion> generate(const std::vector<std::string>& prompts, const SamplingParams& sampling) {
     std::vector<Request> requests;
+    requests.reserve(prompts.size());
     for (const std::string& prompt : prompts) {
       requests.push_back({.prompt_ids = tokenizer_->encode(prompt), .sampling = sampling});
     }

@@ -142,15 +142,15 @@ class Normalizer {
   }
 
  private:
-  static std::string apply_step(const Nfc&, std::string text) { return to_nfc(text); }
+  static std::string apply_step(const Nfc&, const std::string& text) { return to_nfc(text); }
 
-  static std::string apply_step(const Prepend& step, std::string text) { return text.empty() ? text : step.text + text; }
+  static std::string apply_step(const Prepend& step, const std::string& text) { return text.empty() ? text : step.text + text; }
 
-  static std::string apply_step(const ReplaceText& step, std::string text) {
+  static std::string apply_step(const ReplaceText& step, const std::string& text) {
     return detail::replace_all(text, step.what, step.with);
   }
 
-  static std::string apply_step(const ReplacePattern& step, std::string text) {
+  static std::string apply_step(const ReplacePattern& step, const std::string& text) {
     std::string out;
     std::size_t done = 0;
     RegexPattern::Matcher(*step.what).for_each(text, [&](std::size_t begin, std::size_t end) {
@@ -162,7 +162,7 @@ class Normalizer {
     return out;
   }
 
-  static std::string apply_step(const Strip& step, std::string text) {
+  static std::string apply_step(const Strip& step, const std::string& text) {
     std::string_view rest = text;
     const auto blank_at = [&](std::size_t at) {
       const Utf8Char c = read_utf8(rest, at);

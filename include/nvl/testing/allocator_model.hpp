@@ -76,13 +76,13 @@ class AllocatorModel {
   }
 
   /// What admission of a sequence does: match, then new blocks for the rest of `tokens`. False: no room, all given back.
-  bool admit(const std::string& salt, std::vector<TokenId> tokens)
+  bool admit(const std::string& salt, const std::vector<TokenId>& tokens)
     requires PrefixCachingAllocator<A>
   {
     const std::size_t size = shape_.block_size;
     Holder holder;
     holder.salt = salt;
-    holder.tokens = std::move(tokens);
+    holder.tokens = tokens;
     holder.may_publish = true;
     holder.prefix = allocator_.root(salt);
     violations_.expect(allocator_.root(salt) == holder.prefix, "root: the same salt has two roots");

@@ -128,7 +128,7 @@ void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint
           } else {
             std::vector<TokenId> tokens(below(shape.block_size * shape.num_blocks + 2));
             for (TokenId& token : tokens) { token = static_cast<TokenId>(below(2)); }
-            model.admit(below(4) == 0 ? "salt" : "", std::move(tokens));
+            model.admit(below(4) == 0 ? "salt" : "", tokens);
           }
         } else {
           model.allocate(below(3));

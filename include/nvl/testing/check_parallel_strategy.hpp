@@ -59,7 +59,8 @@ void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layer
                       f.heads.begin <= f.heads.end && f.heads.end <= num_heads;
     if (!broken.expect(sane, "a shard of " + of + " is out of range")) { return; }
     for (std::int32_t l = f.layers.begin; l < f.layers.end; ++l) {
-      for (std::int32_t h = f.heads.begin; h < f.heads.end; ++h) { ++held[static_cast<std::size_t>(l * num_heads + h)]; }
+      const std::size_t row = static_cast<std::size_t>(l) * static_cast<std::size_t>(num_heads);
+      for (std::int32_t h = f.heads.begin; h < f.heads.end; ++h) { ++held[row + static_cast<std::size_t>(h)]; }
     }
   }
   for (const int count : held) {

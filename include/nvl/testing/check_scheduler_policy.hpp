@@ -79,7 +79,7 @@ void check_random_requests(Violations& broken, std::uint64_t seed, int num_opera
       case 2: {
         std::vector<TokenId> prompt(static_cast<std::size_t>(1 + below(20)));
         for (TokenId& token : prompt) { token = below(2); }
-        harness.submit(std::move(prompt), 1 + below(12), below(8) == 0 ? "salt" : "", below(3));
+        harness.submit(prompt, 1 + below(12), below(8) == 0 ? "salt" : "", below(3));
         break;
       }
       case 3:

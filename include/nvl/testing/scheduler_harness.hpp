@@ -47,7 +47,8 @@ class SchedulerHarness {
   }
 
   /// Queues a sequence; false if it can never fit, which an engine refuses.
-  bool submit(std::vector<TokenId> prompt, std::int32_t max_tokens, std::string_view salt = {}, std::int32_t priority = 0) {
+  bool submit(const std::vector<TokenId>& prompt, std::int32_t max_tokens, std::string_view salt = {},
+              std::int32_t priority = 0) {
     auto seq = std::make_unique<Simulated>();
     seq->num_prompt = static_cast<std::int32_t>(prompt.size());
     seq->max_total_tokens = seq->num_prompt + max_tokens;
@@ -58,7 +59,7 @@ class SchedulerHarness {
     seq->id = SeqId{next_id_};
     seq->request = RequestId{next_id_++};
     seq->priority = priority;
-    seq->tokens = std::move(prompt);
+    seq->tokens = prompt;
     seq->salt = std::hash<std::string_view>{}(salt);
     if constexpr (PrefixCachingAllocator<A>) { seq->prefix_root = allocator_.root(salt); }
     seq->extend_content();

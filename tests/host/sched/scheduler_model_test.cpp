@@ -58,7 +58,7 @@ void apply(Harness& harness, const Operation& op) {
     case Operation::submit_salted: {
       std::vector<TokenId> prompt(static_cast<std::size_t>(op.a + 1));
       for (std::size_t i = 0; i < prompt.size(); ++i) { prompt[i] = static_cast<TokenId>(op.bits >> (i % 5) & 1u); }
-      harness.submit(std::move(prompt), op.b + 1, op.kind == Operation::submit ? "" : "salt");
+      harness.submit(prompt, op.b + 1, op.kind == Operation::submit ? "" : "salt");
       break;
     }
     case Operation::abort: harness.abort(static_cast<std::size_t>(op.a)); break;
