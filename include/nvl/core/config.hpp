@@ -17,6 +17,8 @@
 /// Marks helpers that device code may call too.
 #if defined(__CUDACC__)
 #define NVL_HOST_DEVICE __host__ __device__
+/// Device code that the host launches. Hidden: two shared objects may hold the same kernel for different architectures.
+#define NVL_KERNEL __attribute__((visibility("hidden"))) __global__
 #else
 #define NVL_HOST_DEVICE
 #endif

@@ -72,6 +72,20 @@ class OutOfMemory : public Error {
   using Error::Error;
 };
 
+/// A CUDA call or kernel failed. After some of them (an illegal address, say) every later call of the process fails as well.
+class CudaError : public Error {
+ public:
+  /// `code` is the cudaError_t or cublasStatus_t, `call` what failed, `what` the library's own words.
+  CudaError(int code, const std::string& call, const std::string& what)
+      : Error(call + " failed: " + what + " (" + std::to_string(code) + ")"),
+        code_(code) {}
+
+  int code() const noexcept { return code_; }
+
+ private:
+  int code_;
+};
+
 /// Every throw of nvl passes here. A host built with -fno-exceptions defines NVL_ERROR_HANDLER, a callable that takes the
 /// `const nvl::Error&` and does not return.
 template <class E>
