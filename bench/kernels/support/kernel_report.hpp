@@ -51,16 +51,16 @@ enum class Bound { automatic, read, copy, compute };
 
 /// One op at one shape. Bytes are counted once for each tensor that is read or written.
 struct KernelCase {
-  std::string op, dtype, shape;
+  std::string op = {}, dtype = {}, shape = {};
   double bytes_read = 0, bytes_written = 0, flops = 0;
   Bound bound = Bound::automatic;  // automatic: arithmetic if that alone takes longer, else reading or copying, by the writes
-  std::string variant;             // of several implementations of the same op
+  std::string variant = {};        // of several implementations of the same op
 };
 
 struct KernelRow {
-  KernelCase what;
-  std::vector<KernelResources> kernels;
-  KernelTime cold, warm;
+  KernelCase what = {};
+  std::vector<KernelResources> kernels = {};
+  KernelTime cold = {}, warm = {};
   double in_chain_us = 0;  // 0 if it was not measured
 
   double gbps() const { return (what.bytes_read + what.bytes_written) / cold.median_us * 1e-3; }
@@ -74,7 +74,7 @@ struct GpuState {
 
 /// The GPU that the rows were measured on.
 struct GpuIdentity {
-  std::string name;
+  std::string name = {};
   int driver_version = 0, runtime_version = 0, toolkit_version = 0;  // as CUDA numbers them: 13000 is 13.0
   int num_sms = 0;
   std::size_t l2_bytes = 0, memory_bytes = 0;
