@@ -19,6 +19,10 @@ struct AttentionMetadata {
   std::span<const std::int32_t> seq_lens;       // [S] the last query of sequence s is its token seq_lens[s] - 1
   std::span<const BlockId> block_tables;        // [S, max_blocks_per_seq]
   std::int32_t max_blocks_per_seq = 0;
+  std::span<const std::int32_t> block_stride;  // [1] max_blocks_per_seq, where kernels read it
+  std::int32_t num_tokens = 0;
+  std::int32_t min_query_len = 0;  // [tokens] of the sequence with the fewest to compute, and of that with the most
+  std::int32_t max_query_len = 0;
 
   std::int32_t num_seqs() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
 };
@@ -27,7 +31,11 @@ inline AttentionMetadata metadata_of(const StepInput& in) noexcept {
   return {.cu_query_lens = in.cu_query_lens,
           .seq_lens = in.seq_lens,
           .block_tables = in.block_tables,
-          .max_blocks_per_seq = in.max_blocks_per_seq};
+          .max_blocks_per_seq = in.max_blocks_per_seq,
+          .block_stride = in.block_stride,
+          .num_tokens = in.num_tokens(),
+          .min_query_len = in.min_query_len,
+          .max_query_len = in.max_query_len};
 }
 
 /// Heads of one rank, fixed at construction.

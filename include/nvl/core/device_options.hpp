@@ -4,11 +4,31 @@
 #include <nvl/core/config.hpp>
 
 #include <cstdint>
+#include <string>
 
 namespace nvl::inline NVL_ABI {
 
 struct DeviceOptions {
-  std::int32_t num_threads = 0;  // CPU: threads that compute, the caller's included; 0 = one per core
+  std::int32_t num_threads = 0;         // CPU: threads that compute, the caller's included; 0 = one per core
+  std::int32_t ordinal = 0;             // CUDA: which of the visible devices
+  double memory_utilization = 0.92;     // CUDA: share of the device's memory that may be in use, by whomever, with the engine
+  bool use_graphs = true;               // CUDA: decode steps are recorded once and replayed
+  double step_timeout_seconds = 300.0;  // CUDA: a step that takes longer has hung, and the engine fails
+  std::string gemm_cache_file{};        // CUDA: where the matrix product algorithms found at start-up are kept; empty = nowhere
+  double gemm_search_seconds = 0.0;     // CUDA: time to look for better ones at start-up than the library proposes
+};
+
+/// What an engine may plan with on a device.
+struct DeviceMemory {
+  std::int64_t budget_bytes = 0;
+  bool is_for_kv_only = false;  // the budget is the KV cache's alone; else everything that an engine holds comes out of it
+};
+
+/// Memory that does not depend on the size of the KV cache.
+struct FixedMemory {
+  std::int64_t weight_bytes = 0;
+  std::int64_t workspace_bytes = 0;  // of matrix products, attention, sampling; RoPE table; inputs and outputs of a step
+  std::int64_t graph_bytes = 0;      // estimated: recorded steps, held by the driver
 };
 
 }  // namespace nvl::inline NVL_ABI

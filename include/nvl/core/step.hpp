@@ -61,21 +61,27 @@ struct SamplingRow {
   }
 };
 
+/// In token_ids: a token that the step before this one samples in its row `row`. The host need not know it to launch this step.
+constexpr TokenId sampled_in_row(std::int32_t row) noexcept { return -1 - row; }
+
 struct StepInput {
   std::uint64_t step = 0;                 // counts launched steps; the same on every rank
-  std::span<TokenId> token_ids;           // [T]
+  std::span<std::int32_t> block_stride;   // [1] B, for kernels that are captured once and run with any B
+  std::span<TokenId> token_ids;           // [T] a token, or sampled_in_row(r) for one that the previous step chooses
   std::span<std::int32_t> positions;      // [T] index of the token in its sequence
   std::span<SlotId> slot_mapping;         // [T] where its K and V go, no_slot = nowhere
   std::span<std::int32_t> cu_query_lens;  // [S + 1] prefix sum of tokens per sequence
   std::span<std::int32_t> seq_lens;       // [S] tokens visible to the last query of the sequence
-  std::span<BlockId> block_tables;        // [S, B] row-major; entries past a sequence's blocks are not read
-  std::int32_t max_blocks_per_seq = 0;    // B
   std::span<std::int32_t> sample_rows;    // [R] rows of [T] whose logits are computed
   std::span<SamplingRow> sampling;        // [R]
+  std::span<BlockId> block_tables;        // [S, B] row-major; entries past a sequence's blocks are not read
   std::span<LogitBias> logit_bias;        // flat
   std::span<TokenId> banned;              // flat
   std::span<TokenId> history;             // flat
   std::span<BlockCopy> copies;            // done before anything else of the step
+  std::int32_t max_blocks_per_seq = 0;    // B
+  std::int32_t min_query_len = 0;         // [tokens] of the sequence with the fewest to compute, and of that with the most
+  std::int32_t max_query_len = 0;
 
   std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(token_ids.size()); }
   std::int32_t num_seqs() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
@@ -88,30 +94,85 @@ struct StepShape {
   std::size_t num_logit_bias = 0, num_banned = 0, num_history = 0, num_copies = 0;
 };
 
-/// Owns the bytes of one StepInput. Reused step after step; grows, never shrinks.
+inline StepShape shape_of(const StepInput& in) noexcept {
+  return {.num_tokens = in.token_ids.size(),
+          .num_seqs = in.seq_lens.size(),
+          .max_blocks_per_seq = static_cast<std::size_t>(in.max_blocks_per_seq),
+          .num_samples = in.sample_rows.size(),
+          .num_logit_bias = in.logit_bias.size(),
+          .num_banned = in.banned.size(),
+          .num_history = in.history.size(),
+          .num_copies = in.copies.size()};
+}
+
+/// [bytes] that the start of a step's memory is aligned to
+inline constexpr std::size_t step_alignment = 64;
+
+namespace detail {
+
+/// The one list of arrays and their lengths: `visit(array, count)`. Arrays whose lengths follow from T, S and R come first, so
+/// their places depend on nothing else.
+template <class Visit>
+void for_each_step_array(StepInput& in, const StepShape& s, Visit&& visit) {
+  visit(in.block_stride, std::size_t{1});
+  visit(in.token_ids, s.num_tokens);
+  visit(in.positions, s.num_tokens);
+  visit(in.slot_mapping, s.num_tokens);
+  visit(in.cu_query_lens, s.num_seqs + 1);
+  visit(in.seq_lens, s.num_seqs);
+  visit(in.sample_rows, s.num_samples);
+  visit(in.sampling, s.num_samples);
+  visit(in.block_tables, s.num_seqs * s.max_blocks_per_seq);
+  visit(in.logit_bias, s.num_logit_bias);
+  visit(in.banned, s.num_banned);
+  visit(in.history, s.num_history);
+  visit(in.copies, s.num_copies);
+}
+
+constexpr std::size_t align_step_array(std::size_t n) noexcept {
+  return (n + step_alignment - 1) / step_alignment * step_alignment;
+}
+
+}  // namespace detail
+
+/// [bytes] of a step with such arrays
+inline std::size_t step_bytes(const StepShape& shape) {
+  std::size_t bytes = 0;
+  StepInput in;
+  detail::for_each_step_array(
+      in, shape, [&]<class T>(std::span<T>&, std::size_t count) { bytes = detail::align_step_array(bytes) + count * sizeof(T); });
+  return bytes;
+}
+
+/// The views of a step whose bytes are at `base`, memory of any device; nothing is read or written there.
+inline StepInput place_step(const StepShape& shape, std::byte* base) {
+  StepInput in;
+  std::size_t offset = 0;
+  detail::for_each_step_array(in, shape, [&]<class T>(std::span<T>& array, std::size_t count) {
+    offset = detail::align_step_array(offset);
+    array = {reinterpret_cast<T*>(base + offset), count};
+    offset += count * sizeof(T);
+  });
+  in.max_blocks_per_seq = static_cast<std::int32_t>(shape.max_blocks_per_seq);
+  return in;
+}
+
+/// Owns the bytes of one StepInput in host memory. Reused step after step; grows, never shrinks.
 class StepBuffer {
  public:
   /// Lays out the arrays for `shape`. Their contents are unspecified until written. The views of the last layout die.
   StepInput& layout(const StepShape& shape) {
-    std::size_t bytes = 0;
-    const auto reserve = [&]<class T>(std::span<T>&, std::size_t count) { bytes = align_up(bytes) + count * sizeof(T); };
-    for_each_array(shape, reserve);
-    if (bytes > capacity_) {
-      capacity_ = std::max(bytes, capacity_ * 2);
-      bytes_ = std::make_unique_for_overwrite<std::byte[]>(capacity_ + alignment);
+    size_ = step_bytes(shape);
+    if (size_ > capacity_) {
+      capacity_ = std::max(size_, capacity_ * 2);
+      bytes_ = std::make_unique_for_overwrite<std::byte[]>(capacity_ + step_alignment);
     }
-    size_ = bytes;
-    auto* const base = reinterpret_cast<std::byte*>(align_up(reinterpret_cast<std::uintptr_t>(bytes_.get())));
-    std::size_t offset = 0;
-    const auto place = [&]<class T>(std::span<T>& array, std::size_t count) {
-      offset = align_up(offset);
-      T* const first = reinterpret_cast<T*>(base + offset);
-      std::uninitialized_default_construct_n(first, count);
-      array = {first, count};
-      offset += count * sizeof(T);
-    };
-    for_each_array(shape, place);
-    input_.max_blocks_per_seq = static_cast<std::int32_t>(shape.max_blocks_per_seq);
+    auto* const base = reinterpret_cast<std::byte*>(detail::align_step_array(reinterpret_cast<std::uintptr_t>(bytes_.get())));
+    input_ = place_step(shape, base);
+    detail::for_each_step_array(input_, shape, []<class T>(std::span<T>& array, std::size_t count) {
+      std::uninitialized_default_construct_n(array.data(), count);
+    });
+    input_.block_stride[0] = input_.max_blocks_per_seq;
     return input_;
   }
 
@@ -120,26 +181,6 @@ class StepBuffer {
   std::size_t size_bytes() const noexcept { return size_; }  ///< of the last layout
 
  private:
-  static constexpr std::size_t alignment = 64;
-  static constexpr std::size_t align_up(std::size_t n) noexcept { return (n + alignment - 1) / alignment * alignment; }
-
-  /// The one list of arrays and their lengths.
-  template <class Visit>
-  void for_each_array(const StepShape& s, Visit&& visit) {
-    visit(input_.token_ids, s.num_tokens);
-    visit(input_.positions, s.num_tokens);
-    visit(input_.slot_mapping, s.num_tokens);
-    visit(input_.cu_query_lens, s.num_seqs + 1);
-    visit(input_.seq_lens, s.num_seqs);
-    visit(input_.block_tables, s.num_seqs * s.max_blocks_per_seq);
-    visit(input_.sample_rows, s.num_samples);
-    visit(input_.sampling, s.num_samples);
-    visit(input_.logit_bias, s.num_logit_bias);
-    visit(input_.banned, s.num_banned);
-    visit(input_.history, s.num_history);
-    visit(input_.copies, s.num_copies);
-  }
-
   StepInput input_;
   std::unique_ptr<std::byte[]> bytes_;
   std::size_t capacity_ = 0;

@@ -8,6 +8,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
@@ -75,7 +76,7 @@ class Engine {
          Parallel parallel = {})
       : config_(checked(config)),
         options_(options),
-        plan_(plan_memory(config_, options_, block_size, sizeof(Element), Device::available_bytes(options_.device))),
+        plan_(plan_memory<Attention>(config_, options_)),
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks), .block_size = block_size}),
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
@@ -83,14 +84,10 @@ class Engine {
         parallel_(std::move(parallel)),
         random_(options_.seed ? *options_.seed : random_seed()) {
     ranks_.resize(parallel_.num_local_ranks());
-    const RunnerShape shape{.num_blocks = plan_.num_blocks,
-                            .block_size = block_size,
-                            .max_num_tokens = options_.max_num_batched_tokens,
-                            .max_num_samples = options_.max_num_seqs,
-                            .max_model_len = plan_.max_model_len};
+    const StepLimits limits = step_limits(plan_, options_, block_size);
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      ranks_[i] =
-          std::make_unique<RankState>(config_, source, shape, options_.device, context, i == 0 ? progress : LoadProgress{});
+      ranks_[i] = std::make_unique<RankState>(config_, source, limits, options_.device, plan_.total_bytes(), context,
+                                              i == 0 ? progress : LoadProgress{});
     });
   }
 
@@ -131,6 +128,7 @@ class Engine {
     requests_.emplace(id, std::move(state));
     std::string error;
     contain([&] { scheduler_.add(queued); }, [&](const char* what) { error = what; });
+    queued.is_scheduled = error.empty();
     if (!error.empty()) {
       requests_.erase(id);
       raise(Error("the scheduler refused the request: " + error));
@@ -149,10 +147,14 @@ class Engine {
   }
 
   /// Plans and runs one step and reports what came of it through the requests' callbacks. False if there was nothing to do.
+  /// Where the ops run ahead, the next step is planned and launched before this one is waited for; a sequence that this one
+  /// ends then costs a row whose token nobody gets.
   /// If the device fails, every request finishes with FinishReason::error and `failure` says why.
   bool step() {
     NVL_EXPECTS(!in_step_, "step", "called from a callback", "called by the engine's owner only");
     in_step_ = true;
+    // What has finished may still be a row of the step in flight, which this call collects.
+    retired_ = std::move(finished_);
     finished_.clear();
     bool worked = false;
     contain([&] { worked = run_step(); }, [&](const char* what) { fail(what); });
@@ -238,16 +240,30 @@ class Engine {
   const Allocator& allocator() const noexcept { return allocator_; }
 
  private:
+  using Ops = typename Attention::Ops;
+
   struct RankState {
     template <class Source>
-    RankState(const ModelConfig& config, const Source& source, const RunnerShape& shape, const DeviceOptions& options,
-              typename Parallel::Context& context, const LoadProgress& progress)
+    RankState(const ModelConfig& config, const Source& source, const StepLimits& limits, const DeviceOptions& options,
+              std::int64_t num_bytes, typename Parallel::Context& context, const LoadProgress& progress)
         : device(options),
-          runner(config, source, shape, device, context, progress) {}
+          runner(config, source, limits, reserved(device, num_bytes), context, progress) {}
+
+    static Device& reserved(Device& device, std::int64_t num_bytes) {
+      if constexpr (requires { device.reserve(num_bytes); }) { device.reserve(num_bytes); }
+      return device;
+    }
 
     Device device;
     ModelRunner<Attention, Parallel> runner;
     const StepOutput* output = nullptr;
+  };
+
+  /// A step that was launched and not yet collected.
+  struct Flight {
+    ScheduledBatch batch;
+    StepBuffer buffer;
+    bool is_launched = false;
   };
 
   static const ModelConfig& checked(const ModelConfig& config) {
@@ -296,28 +312,70 @@ class Engine {
   }
 
   bool run_step() {
-    batch_.clear();
-    scheduler_.schedule(allocator_, batch_);
-    stats_.num_preemptions += batch_.preempted.size();
-    if (batch_.empty()) {
+    Flight& current = flights_[current_];
+    Flight& next = flights_[1 - current_];
+    if (!current.is_launched && !launch(current)) {
       if (has_work()) { raise(Error("the scheduler has requests but planned nothing")); }
       return false;
     }
-    note_admissions();
-    // Two buffers: what step N + 1 writes is never what step N reads.
-    const StepInput& in = build_step_input(batch_, block_size, next_step_, buffers_[next_step_ % buffers_.size()]);
-    ++next_step_;
-    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
-      ranks_[i]->runner.launch(in);
-      ranks_[i]->output = &ranks_[i]->runner.collect();
-    });
-    commit(*ranks_.front()->output);
+    if constexpr (Ops::runs_ahead) {
+      if (may_run_ahead(current.batch)) { launch(next); }
+    }
+    parallel_.for_each_rank(
+        [&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->output = &ranks_[i]->runner.collect(); });
+    current.is_launched = false;
+    current_ = 1 - current_;
+    commit(current.batch, *ranks_.front()->output);
+    if constexpr (requires(Device& device) { device.idle_seconds(); }) {
+      stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();
+    }
     return true;
   }
 
-  void note_admissions() {
+  /// Plans a step and starts it. False if there is nothing to do.
+  bool launch(Flight& flight) {
+    ScheduledBatch& batch = flight.batch;
+    batch.clear();
+    scheduler_.schedule(allocator_, batch);
+    stats_.num_preemptions += batch.preempted.size();
+    if (batch.empty()) { return false; }
+    note_admissions(batch);
+    const StepInput& in = build_step_input(batch, block_size, next_step_++, flight.buffer);
+    reserve_outputs(batch);
+    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->runner.launch(in); });
+    flight.is_launched = true;
+    return true;
+  }
+
+  /// Puts a placeholder behind each sequence that will get a token, so that the scheduler can plan with it before it is known.
+  /// A sequence that the token brings to its full length leaves the scheduler now: nothing has to be waited for.
+  void reserve_outputs(const ScheduledBatch& batch) {
+    std::int32_t row = 0;
+    for (const ScheduledSeq& entry : batch.seqs) {
+      if (!entry.needs_sample) { continue; }
+      RequestState& request = state_of(*entry.seq);
+      request.tokens.push_back(sampled_in_row(row++));
+      ++request.num_pending;
+      if (request.num_tokens() >= request.max_total_tokens) { leave_scheduler(request); }
+    }
+  }
+
+  /// True unless a row of the next step needs a token of `batch` on the host.
+  static bool may_run_ahead(const ScheduledBatch& batch) {
+    return std::none_of(batch.seqs.begin(), batch.seqs.end(), [](const ScheduledSeq& entry) {
+      return entry.needs_sample && detail::needs_history(detail::request_of(*entry.seq).sampling);
+    });
+  }
+
+  void leave_scheduler(RequestState& request) {
+    if (!request.is_scheduled) { return; }
+    request.is_scheduled = false;
+    scheduler_.remove(request);
+  }
+
+  void note_admissions(const ScheduledBatch& batch) {
     const auto now = RequestState::Clock::now();
-    for (const ScheduledSeq& entry : batch_.seqs) {
+    for (const ScheduledSeq& entry : batch.seqs) {
       RequestState& request = state_of(*entry.seq);
       if (request.was_scheduled) { continue; }
       request.was_scheduled = true;
@@ -327,42 +385,49 @@ class Engine {
       stats_.cached_prompt_tokens += static_cast<std::uint64_t>(request.num_cached);
     }
     ++stats_.num_steps;
-    stats_.scheduled_seqs += batch_.seqs.size();
-    stats_.computed_tokens += static_cast<std::uint64_t>(batch_.num_tokens);
+    stats_.scheduled_seqs += batch.seqs.size();
+    stats_.computed_tokens += static_cast<std::uint64_t>(batch.num_tokens);
   }
 
-  /// Appends what was sampled, publishes full blocks, applies the stop rules.
-  void commit(const StepOutput& output) {
+  /// Puts what was sampled in its place, publishes full blocks, applies the stop rules.
+  void commit(const ScheduledBatch& batch, const StepOutput& output) {
     const auto now = RequestState::Clock::now();
     std::size_t row = 0;
-    for (const ScheduledSeq& entry : batch_.seqs) {
+    for (const ScheduledSeq& entry : batch.seqs) {
       RequestState& request = state_of(*entry.seq);
       const SampledToken* sampled = entry.needs_sample ? &output.sampled[row++] : nullptr;
-      if (request.status == SeqStatus::finished) { continue; }  // a callback of this very step aborted it
+      if (request.status == SeqStatus::finished) { continue; }  // it ended while this step ran
       if (sampled != nullptr && !sampled->finite) {
         forget_blocks(request);
         finish(request, FinishReason::error, "the model's logits are not finite (NaN or infinity)");
         continue;
       }
-      publish_full_blocks(request, allocator_, block_size);
-      if (sampled != nullptr) { accept(request, *sampled, now); }
+      const std::int32_t end = entry.first_position + entry.num_tokens;
+      if (sampled != nullptr) {
+        request.tokens[static_cast<std::size_t>(end)] = sampled->token;
+        --request.num_pending;
+      }
+      // A sequence that was preempted meanwhile has less.
+      publish_full_blocks(request, allocator_, block_size, std::min(end, request.num_computed));
+      if (sampled != nullptr) { accept(request, *sampled, end + 1, now); }
     }
   }
 
-  void accept(RequestState& request, const SampledToken& sampled, RequestState::Clock::time_point now) {
-    request.tokens.push_back(sampled.token);
-    if (request.num_output() == 1) { request.first_token = now; }
+  /// `num_known`: [tokens] of the sequence up to `sampled`
+  void accept(RequestState& request, const SampledToken& sampled, std::int32_t num_known, RequestState::Clock::time_point now) {
+    const std::int32_t num_output = num_known - request.num_prompt;
+    if (num_output == 1) { request.first_token = now; }
     request.last_token = now;
     ++stats_.generated_tokens;
     if (request.sampling.logprobs) { request.logprobs.push_back(sampled); }
 
     const bool at_stop_id = std::find(request.stop_ids.begin(), request.stop_ids.end(), sampled.token) != request.stop_ids.end();
-    const bool at_length = request.num_tokens() >= request.max_total_tokens;
+    const bool at_length = num_known >= request.max_total_tokens;
     std::string piece;
     bool at_stop_string = false;
     if (request.text_stream) {
       TextStream& text = *request.text_stream;
-      if (!at_stop_id) { piece = text.push(sampled.token, request.num_output() >= request.sampling.min_tokens); }
+      if (!at_stop_id) { piece = text.push(sampled.token, num_output >= request.sampling.min_tokens); }
       if (at_stop_id || at_length) { piece += text.finish(); }
       at_stop_string = text.stopped();
       request.text += piece;
@@ -395,13 +460,15 @@ class Engine {
 
   /// The one way out of the engine.
   void finish(RequestState& request, FinishReason reason, std::string error = {}) {
-    scheduler_.remove(request);
+    leave_scheduler(request);
     release_blocks(request, allocator_);
+    request.tokens.resize(request.tokens.size() - static_cast<std::size_t>(request.num_pending));
+    request.num_pending = 0;
     request.status = SeqStatus::finished;
     request.finish_reason = reason;
     ++stats_.num_finished[static_cast<std::size_t>(reason)];
     auto node = requests_.extract(request.request);
-    finished_.push_back(std::move(node.mapped()));  // kept until the next step: this one may still hold a reference
+    finished_.push_back(std::move(node.mapped()));  // kept for two steps, those that may still hold a reference
     const Completion done = completion_of(request, std::move(error));
     if (request.callbacks.on_finish) {
       contain([&] { request.callbacks.on_finish(done); },
@@ -453,6 +520,7 @@ class Engine {
 
   void fail(const char* what) {
     failure_ = what;
+    for (Flight& flight : flights_) { flight.is_launched = false; }
     finish_all(FinishReason::error, failure_);
   }
 
@@ -465,8 +533,7 @@ class Engine {
     ScheduledBatch batch;
     batch.seqs.push_back({.seq = &probe, .first_position = first, .num_tokens = count, .needs_sample = false});
     batch.num_tokens = count;
-    StepInput& in = build_step_input(batch, block_size, next_step_, buffers_[next_step_ % buffers_.size()], num_rows);
-    ++next_step_;
+    StepInput& in = build_step_input(batch, block_size, next_step_++, probe_buffer_, num_rows);
     std::iota(in.sample_rows.begin(), in.sample_rows.end(), 0);
     std::span<const float> rows;
     parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
@@ -488,8 +555,10 @@ class Engine {
   std::mt19937_64 random_;
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;  // not finished
   std::vector<std::unique_ptr<RequestState>> finished_;                    // since the last step began
-  ScheduledBatch batch_;
-  std::array<StepBuffer, 2> buffers_;
+  std::vector<std::unique_ptr<RequestState>> retired_;                     // before that
+  std::array<Flight, 2> flights_;                                          // the oldest step not yet collected, and the next
+  std::size_t current_ = 0;
+  StepBuffer probe_buffer_;
   EngineStats stats_;
   std::string failure_;
   std::uint64_t next_id_ = 0;

@@ -8,10 +8,12 @@
 #include <nvl/core/error.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/sampling_params.hpp>
+#include <nvl/core/step_limits.hpp>
 #include <nvl/core/token_text.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,10 +21,11 @@
 namespace nvl::inline NVL_ABI {
 
 struct EngineOptions {
-  std::int32_t max_num_seqs = 64;                 // sequences running at once
-  std::int32_t max_num_batched_tokens = 2048;     // [tokens] computed in one step
-  std::int32_t max_model_len = 0;                 // [tokens] of prompt and output; 0 = what the model was made for
-  std::int64_t kv_cache_memory_bytes = 0;         // 0 = up to a quarter of the host's memory, no more than can be used
+  std::int32_t max_num_seqs = 64;              // sequences running at once
+  std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
+  std::int32_t max_model_len = 0;              // [tokens] of prompt and output; 0 = what the model was made for
+  std::int64_t kv_cache_memory_bytes =
+      0;  // 0 = CPU: up to a quarter of the host's memory; CUDA: what device.memory_utilization leaves; no more than can be used
   std::int64_t num_blocks = 0;                    // of the KV cache, instead of a size in bytes; 0 = from the size
   DeviceOptions device{};                         // where it runs
   std::optional<std::uint64_t> seed{};            // seeds of requests without one are drawn from it; none = from the system
@@ -32,20 +35,54 @@ struct EngineOptions {
 
 /// Every byte that an engine will hold on its device.
 struct MemoryPlan {
-  std::int32_t max_model_len = 0;       // [tokens]
+  std::int32_t max_model_len = 0;  // [tokens]
+  FixedMemory fixed;
   std::int64_t kv_bytes_per_block = 0;  // K and V of all layers
   std::int64_t num_blocks = 0;
   std::int64_t kv_bytes = 0;
   std::int64_t activation_bytes = 0;
   std::int64_t logits_bytes = 0;
 
-  std::int64_t total_bytes() const noexcept { return kv_bytes + activation_bytes + logits_bytes; }
+  std::int64_t total_bytes() const noexcept {
+    return fixed.weight_bytes + fixed.workspace_bytes + fixed.graph_bytes + kv_bytes + activation_bytes + logits_bytes;
+  }
 };
 
-/// What `options` mean for a model whose activations and KV have `element_bytes`, on a device with `available_bytes`.
+/// The plan as a table, a line an item.
+inline std::string to_table(const MemoryPlan& plan, std::int32_t block_size) {
+  std::string table;
+  const auto row = [&](const char* what, std::int64_t bytes, const std::string& note = {}) {
+    char line[160];
+    std::snprintf(line, sizeof(line), "%-12s %14lld bytes %10.1f MiB", what, static_cast<long long>(bytes),
+                  static_cast<double>(bytes) / (1 << 20));
+    table += line + (note.empty() ? std::string() : "  " + note) + "\n";
+  };
+  row("weights", plan.fixed.weight_bytes);
+  row("KV cache", plan.kv_bytes,
+      std::to_string(plan.num_blocks) + " blocks of " + std::to_string(block_size) + " tokens, " +
+          std::to_string(plan.kv_bytes_per_block) + " bytes each");
+  row("activations", plan.activation_bytes);
+  row("logits", plan.logits_bytes);
+  row("workspace", plan.fixed.workspace_bytes);
+  row("graphs", plan.fixed.graph_bytes, plan.fixed.graph_bytes > 0 ? "estimated" : "");
+  row("total", plan.total_bytes());
+  return table;
+}
+
+inline StepLimits step_limits(const MemoryPlan& plan, const EngineOptions& options, std::int32_t block_size) noexcept {
+  return {.num_blocks = plan.num_blocks,
+          .block_size = block_size,
+          .max_num_tokens = options.max_num_batched_tokens,
+          .max_num_seqs = options.max_num_seqs,
+          .max_model_len = plan.max_model_len};
+}
+
+/// What `options` mean for a model whose activations and KV have `element_bytes`, on a device with `device` memory, of which
+/// `fixed_memory(limits)` is needed besides.
 /// \throws InvalidArgument for an option out of range; OutOfMemory, with the arithmetic, if not even one block fits.
-inline MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
-                              std::int64_t element_bytes, std::int64_t available_bytes) {
+template <class FixedMemoryOf>
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
+                       std::int64_t element_bytes, const DeviceMemory& device, FixedMemoryOf&& fixed_memory) {
   NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
   NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
               options.max_num_batched_tokens, "1 to 2^20");
@@ -68,23 +105,49 @@ inline MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& op
   plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * element_bytes;
 
+  plan.fixed = fixed_memory(step_limits(plan, options, block_size));
+
   const std::int64_t blocks_per_seq = ceil_div<std::int64_t>(plan.max_model_len, block_size);
   const std::int64_t most_useful = blocks_per_seq * options.max_num_seqs;
+  const std::int64_t others = device.is_for_kv_only ? 0 : plan.total_bytes();
   if (options.num_blocks > 0) {
     plan.num_blocks = options.num_blocks;
   } else {
-    const std::int64_t budget = options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : available_bytes / 4;
+    const std::int64_t budget = options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : device.budget_bytes - others;
     plan.num_blocks = std::min({budget / plan.kv_bytes_per_block, most_useful, (std::int64_t{1} << 31) - 1});
     if (plan.num_blocks < 1) {
       raise(OutOfMemory("no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
                         std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) +
                         " layers x 2 x " + std::to_string(config.num_kv_heads) + " KV heads x " +
                         std::to_string(config.head_dim) + " x " + std::to_string(element_bytes) + " bytes x " +
-                        std::to_string(block_size) + " tokens), the budget is " + std::to_string(budget) + " bytes"));
+                        std::to_string(block_size) + " tokens), the budget is " + std::to_string(budget) + " bytes" +
+                        (others > 0 ? ": " + std::to_string(device.budget_bytes) + " less these:\n" + to_table(plan, block_size)
+                                    : std::string())));
     }
   }
   plan.kv_bytes = plan.num_blocks * plan.kv_bytes_per_block;
+  if (!device.is_for_kv_only && plan.total_bytes() > device.budget_bytes) {
+    raise(OutOfMemory("the engine needs " + std::to_string(plan.total_bytes()) + " bytes and may have " +
+                      std::to_string(device.budget_bytes) + ":\n" + to_table(plan, block_size)));
+  }
   return plan;
+}
+
+/// The plan of an engine with this attention backend.
+template <class Attention>
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
+  using Ops = typename Attention::Ops;
+  return plan_memory(config, options, Attention::block_size, sizeof(typename Attention::Element),
+                     Ops::Device::memory(options.device), [&](const StepLimits& limits) {
+                       FixedMemory fixed;
+                       if constexpr (requires { Ops::fixed_memory(config, limits, options.device); }) {
+                         fixed = Ops::fixed_memory(config, limits, options.device);
+                       }
+                       if constexpr (requires { Attention::workspace_bytes(config, limits); }) {
+                         fixed.workspace_bytes += Attention::workspace_bytes(config, limits);
+                       }
+                       return fixed;
+                     });
 }
 
 }  // namespace nvl::inline NVL_ABI

@@ -72,6 +72,7 @@ struct EngineStats {
   std::uint32_t num_running = 0;
   std::uint32_t num_blocks = 0;         // of the KV cache
   std::uint32_t num_free_blocks = 0;    // now; cached ones that can be evicted count as free
+  double exposed_host_seconds = 0;      // that the device waited for the host between two steps; 0 where there is no device
   Distribution queue, ttft, tpot, e2e;  // of finished requests
 
   double prefix_hit_rate() const noexcept {

@@ -30,6 +30,8 @@ struct RequestState : Sequence {
   RequestCallbacks callbacks;
   Clock::time_point submitted, scheduled, first_token, last_token;
   bool was_scheduled = false;
+  bool is_scheduled = false;           // the scheduler knows it
+  std::int32_t num_pending = 0;        // [tokens] at the end of `tokens` that launched steps will choose
   std::int32_t num_cached_prompt = 0;  // [tokens] found in the prefix cache when it was first scheduled
   TokenId stop_token = -1;             // that ended it
 };

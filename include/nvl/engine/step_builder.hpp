@@ -68,9 +68,13 @@ inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t blo
   std::size_t token = 0, seq_idx = 0, row = 0;
   std::uint32_t num_bias = 0, num_banned = 0, num_history = 0;
   in.cu_query_lens[0] = 0;
+  in.min_query_len = batch.seqs.empty() ? 0 : batch.seqs.front().num_tokens;
+  in.max_query_len = in.min_query_len;
   for (const ScheduledSeq& entry : batch.seqs) {
     const RequestState& request = detail::request_of(*entry.seq);
     const std::int32_t end = entry.first_position + entry.num_tokens;
+    in.min_query_len = std::min(in.min_query_len, entry.num_tokens);
+    in.max_query_len = std::max(in.max_query_len, entry.num_tokens);
     for (std::int32_t position = entry.first_position; position < end; ++position, ++token) {
       in.token_ids[token] = request.tokens[static_cast<std::size_t>(position)];
       in.positions[token] = position;

@@ -12,7 +12,6 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/kv_layout.hpp>
 #include <nvl/core/model_config.hpp>
-#include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/model/weights.hpp>
 #include <nvl/ops/device_ops.hpp>
@@ -45,7 +44,7 @@ class Decoder {
   using Ops = typename Attention::Ops;
 
   /// All of them outlive the decoder.
-  Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const RopeTable& rope, Ops& ops, Attention& attention,
+  Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops, Attention& attention,
           Context& context)
       : config_(config),
         weights_(weights),
@@ -123,7 +122,7 @@ class Decoder {
 
   const ModelConfig& config_;
   const ModelWeights<Ops>& weights_;
-  const RopeTable& rope_;
+  const typename Ops::Rope& rope_;
   Ops& ops_;
   Attention& attention_;
   Context& context_;

@@ -8,26 +8,24 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
 #include <nvl/model/decoder.hpp>
 #include <nvl/model/weights.hpp>
 #include <nvl/ops/device_ops.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 namespace nvl::inline NVL_ABI {
 
-/// Sizes fixed for the life of a runner; every buffer is allocated from them before the first step.
-struct RunnerShape {
-  std::int64_t num_blocks = 0;       // of the KV cache
-  std::int32_t block_size = 0;       // [tokens]
-  std::int32_t max_num_tokens = 0;   // [tokens] of one step
-  std::int32_t max_num_samples = 0;  // sampled rows of one step
-  std::int32_t max_model_len = 0;    // [tokens] of one sequence
-};
+/// Ops that record the kernels of a step once and replay them: `o.capture_graphs(run)` calls `run(step)` for staged steps of
+/// the sizes that it will replay.
+template <class O>
+concept GraphCapturingOps = requires(O o, void (*run)(const StepInput&)) { o.capture_graphs(run); };
 
 template <AttentionBackend Attention, ParallelStrategy Parallel>
 class ModelRunner {
@@ -40,40 +38,53 @@ class ModelRunner {
 
   /// Loads and packs the weights and allocates everything. `config`, `device` and `context` outlive the runner; `source` need not.
   template <WeightSource Source>
-  ModelRunner(const ModelConfig& config, const Source& source, const RunnerShape& shape, Device& device, Context& context,
+  ModelRunner(const ModelConfig& config, const Source& source, const StepLimits& limits, Device& device, Context& context,
               const LoadProgress& progress = {})
       : config_(config),
-        shape_(shape),
-        layout_{.num_blocks = shape.num_blocks,
-                .block_size = shape.block_size,
+        limits_(limits),
+        layout_{.num_blocks = limits.num_blocks,
+                .block_size = limits.block_size,
                 .num_kv_heads = context.slice(config.num_kv_heads).size(),
                 .head_dim = config.head_dim},
-        ops_(device),
+        ops_(device, config_, limits_),
         weights_(load_weights(config, source, ops_, context, progress)),
-        rope_(config.rope, config.head_dim, shape.max_model_len),
+        rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
         kv_(device, elements_to_bytes(layout_.layer_elements() * config.num_layers)),
         attention_(AttentionShape{.num_q_heads = context.slice(config.num_q_heads).size(), .kv = layout_}, ops_),
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device, context);
+    ops_.finish_loading();
+    if constexpr (GraphCapturingOps<Ops>) {
+      ops_.capture_graphs([this](const StepInput& step) { run(step, outputs_[0]); });
+    }
   }
 
   ModelRunner(const ModelRunner&) = delete;
   ModelRunner& operator=(const ModelRunner&) = delete;
 
-  /// Starts a step. On an asynchronous device it returns before the step is done; `in` stays valid until `collect`.
+  /// Starts a step; `in` stays valid until its `collect`. Where the ops run ahead it returns before the step is done, and a
+  /// second step may be launched before the first is collected.
   void launch(const StepInput& in) {
-    forward(in);
-    output_.step = in.step;
-    ops_.sample(in, activations_.logits, config_.vocab_size, output_);
+    check(in);
+    StepOutput& out = outputs_[num_launched_++ % outputs_.size()];
+    out.step = in.step;
+    const StepInput& step = ops_.stage(in);
+    ops_.execute(step, out, [&] { run(step, out); });
   }
 
-  /// Waits for the launched step and returns what it sampled; valid until the next `launch`.
-  const StepOutput& collect() { return output_; }
+  /// Waits for the oldest launched step that was not collected and returns what it sampled; valid until the second launch after.
+  const StepOutput& collect() {
+    StepOutput& out = outputs_[num_collected_++ % outputs_.size()];
+    ops_.await(out);
+    return out;
+  }
 
   /// Runs a step without sampling and returns the logits of its sampled rows, [R, vocab], valid until the next step.
   std::span<const float> logits(const StepInput& in) {
-    forward(in);
-    return {activations_.logits, static_cast<std::size_t>(in.num_samples()) * static_cast<std::size_t>(config_.vocab_size)};
+    check(in);
+    forward(ops_.stage(in));
+    return ops_.read(activations_.logits,
+                     static_cast<std::size_t>(in.num_samples()) * static_cast<std::size_t>(config_.vocab_size));
   }
 
   const KvLayout& kv_layout() const noexcept { return layout_; }
@@ -81,13 +92,21 @@ class ModelRunner {
   Element* kv() noexcept { return kv_.template as<Element>(); }
 
  private:
-  void forward(const StepInput& in) {
-    NVL_EXPECTS(in.num_tokens() <= shape_.max_num_tokens, "tokens of a step", in.num_tokens(),
-                "at most " + std::to_string(shape_.max_num_tokens) + ", as planned");
-    NVL_EXPECTS(in.num_samples() <= shape_.max_num_samples, "sampled rows of a step", in.num_samples(),
-                "at most " + std::to_string(shape_.max_num_samples) + ", as planned");
-    if (!in.copies.empty()) { ops_.copy_blocks(kv(), layout_, config_.num_layers, in.copies); }
-    if (in.num_tokens() > 0) { decoder_.forward(in, layout_, kv(), activations_); }
+  void check(const StepInput& in) const {
+    NVL_EXPECTS(in.num_tokens() <= limits_.max_num_tokens, "tokens of a step", in.num_tokens(),
+                "at most " + std::to_string(limits_.max_num_tokens) + ", as planned");
+    NVL_EXPECTS(in.num_samples() <= limits_.max_num_seqs, "sampled rows of a step", in.num_samples(),
+                "at most " + std::to_string(limits_.max_num_seqs) + ", as planned");
+  }
+
+  void run(const StepInput& step, StepOutput& out) {
+    forward(step);
+    ops_.sample(step, activations_.logits, config_.vocab_size, out);
+  }
+
+  void forward(const StepInput& step) {
+    if (!step.copies.empty()) { ops_.copy_blocks(kv(), layout_, config_.num_layers, step.copies); }
+    if (step.num_tokens() > 0) { decoder_.forward(step, layout_, kv(), activations_); }
   }
 
   static constexpr std::size_t elements_to_bytes(std::int64_t elements) {
@@ -95,8 +114,8 @@ class ModelRunner {
   }
 
   void allocate_activations(Device& device, const Context& context) {
-    const std::int64_t tokens = shape_.max_num_tokens;
-    const std::int64_t samples = shape_.max_num_samples;
+    const std::int64_t tokens = limits_.max_num_tokens;
+    const std::int64_t samples = limits_.max_num_seqs;
     const std::int64_t q_size = std::int64_t{context.slice(config_.num_q_heads).size()} * config_.head_dim;
     const std::int64_t kv_size = std::int64_t{layout_.num_kv_heads} * config_.head_dim;
     const std::int64_t intermediate = context.slice(config_.intermediate_size).size();
@@ -130,18 +149,20 @@ class ModelRunner {
   }
 
   const ModelConfig& config_;
-  RunnerShape shape_;
+  StepLimits limits_;
   KvLayout layout_;
   Ops ops_;
   ModelWeights<Ops> weights_;
-  RopeTable rope_;
+  typename Ops::Rope rope_;
   Buffer kv_;
   Buffer scratch_;
   Buffer logits_;
   Activations<Element> activations_;
   Attention attention_;
   Decoder<Attention, Context> decoder_;
-  StepOutput output_;
+  std::array<StepOutput, 2> outputs_;  // of the step that runs and of the one launched ahead of it
+  std::uint64_t num_launched_ = 0;
+  std::uint64_t num_collected_ = 0;
 };
 
 }  // namespace nvl::inline NVL_ABI

@@ -43,15 +43,15 @@ class CpuDevice {
 
   ThreadPool& threads() noexcept { return threads_; }
 
-  /// [bytes] of memory that an engine may plan with: the host's, since what is free now says little where a page cache fills
-  /// the rest; half of the address space where the system does not tell.
-  static std::int64_t available_bytes(const DeviceOptions& = {}) noexcept {
+  /// A quarter of the host's memory, for the KV cache: what is free now says little where a page cache fills the rest. An
+  /// eighth of the address space where the system does not tell.
+  static DeviceMemory memory(const DeviceOptions& = {}) noexcept {
 #if defined(__linux__) && defined(_SC_PHYS_PAGES)
     const long pages = ::sysconf(_SC_PHYS_PAGES);
     const long page_bytes = ::sysconf(_SC_PAGESIZE);
-    if (pages > 0 && page_bytes > 0) { return std::int64_t{pages} * page_bytes; }
+    if (pages > 0 && page_bytes > 0) { return {.budget_bytes = std::int64_t{pages} * page_bytes / 4, .is_for_kv_only = true}; }
 #endif
-    return std::numeric_limits<std::int64_t>::max() / 2;
+    return {.budget_bytes = std::numeric_limits<std::int64_t>::max() / 8, .is_for_kv_only = true};
   }
 
  private:

@@ -12,6 +12,7 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
 #include <nvl/core/thread_pool.hpp>
 #include <nvl/ops/cpu_device.hpp>
 #include <nvl/ops/cpu_linear.hpp>
@@ -41,8 +42,11 @@ class CpuOps {
   using Device = CpuDevice;
   using Weight = CpuWeight<T>;
   using Vector = CpuVector;
+  using Rope = RopeTable;
+  static constexpr bool runs_ahead = false;
 
   explicit CpuOps(CpuDevice& device) : threads_(device.threads()), linear_(device.threads()) {}
+  CpuOps(CpuDevice& device, const ModelConfig&, const StepLimits&) : CpuOps(device) {}
 
   ThreadPool& threads() noexcept { return threads_; }
 
@@ -58,6 +62,18 @@ class CpuOps {
     dequantize_row(tensor.dtype, tensor.data.data(), v.values.data(), n);
     return v;
   }
+
+  static Rope load_rope(RopeTable table) { return table; }
+  static void finish_loading() noexcept {}
+
+  // A step is computed where it lies, and done when the ops have returned.
+  static const StepInput& stage(const StepInput& in) noexcept { return in; }
+  template <class Body>
+  static void execute(const StepInput&, StepOutput&, Body&& body) {
+    body();
+  }
+  static void await(StepOutput&) noexcept {}
+  static std::span<const float> read(const float* values, std::size_t n) noexcept { return {values, n}; }
 
   void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
     const std::int32_t hidden = table.in_features();

@@ -9,11 +9,13 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
 
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 namespace nvl::inline NVL_ABI {
 
@@ -23,6 +25,7 @@ template <class Ops>
 struct QkNormRopeStore {
   using Element = typename Ops::Element;
   using Vector = typename Ops::Vector;
+  using Rope = typename Ops::Rope;
 
   Element* qkv = nullptr;                   // [T, (num_q_heads + 2 num_kv_heads) * head_dim]: Q, then K, then V
   std::span<const std::int32_t> positions;  // [T]
@@ -31,25 +34,37 @@ struct QkNormRopeStore {
   const Vector* q_norm = nullptr;  // [head_dim], nullptr: no norm
   const Vector* k_norm = nullptr;  // likewise
   float eps = 0.0f;
-  const RopeTable* rope = nullptr;
+  const Rope* rope = nullptr;
   KvLayout layout;        // KV heads, head_dim, block size
   Element* kv = nullptr;  // one layer
 };
 
 /// Matrices are row-major. `x` and `out` of one call do not overlap unless it says so. An op may return before it is done; ops
 /// of one object run in the order of the calls. `linear` and its kin do not let one row's result depend on the other rows.
+/// Spans and pointers of a step are those of the StepInput that `stage` returned.
 ///
 /// | expression                                    | meaning                                                                |
 /// |-----------------------------------------------|------------------------------------------------------------------------|
 /// | `O::Element`                                  | type of activations and KV                                             |
 /// | `O::Device`                                   | owns what its ops run on: threads or streams. Constructible from       |
 /// |                                               | DeviceOptions. `Device::Buffer(device, bytes)`: zeroed device memory,  |
-/// |                                               | movable, `template as<T>()`. `Device::available_bytes(options)`: static|
+/// |                                               | movable, `template as<T>()`. `Device::memory(options)`: static         |
 /// | `O::Weight`                                   | packed [out_features, in_features] with optional bias; also embedding  |
 /// | `O::Vector`                                   | weight of a norm                                                       |
-/// | `O(device)`                                   | `device` outlives the ops                                              |
+/// | `O::Rope`                                     | a RopeTable in the device's memory                                     |
+/// | `O::runs_ahead`                               | bool constant: `execute` returns before the step is done, and a token  |
+/// |                                               | of the step before may be named by sampled_in_row                      |
+/// | `O(device, config, limits)`                   | all three outlive the ops                                              |
 /// | `o.load_weight(parts, biases)`                | stacks `parts` along out_features; `biases`: none, or one per part     |
 /// | `o.load_vector(tensor)`                       |                                                                        |
+/// | `o.load_rope(table)`                          |                                                                        |
+/// | `o.finish_loading()`                          | the loads before it are done; their sources may go                     |
+/// | `o.stage(in)`                                 | the step as the ops read it, perhaps padded with rows that store       |
+/// |                                               | nothing; valid until the next stage                                    |
+/// | `o.execute(step, out, body)`                  | calls `body()`, which runs the ops of one staged step, `sample` last;  |
+/// |                                               | or replays what it did for such a step                                 |
+/// | `o.await(out)`                                | `out`, passed to `execute`, is complete                                |
+/// | `o.read(values, n)`                           | device floats as a host span, valid until the next op                  |
 /// | `o.embed(out, ids, table)`                    | out[t] = table row ids[t]                                              |
 /// | `o.rms_norm(out, x, w, rows, eps)`            | out may be x                                                           |
 /// | `o.add_rms_norm(out, residual, x, w, rows, e)`| residual += x; out = norm(residual); out may be x                      |
@@ -66,17 +81,25 @@ concept DeviceOps =
       typename O::Element;
       typename O::Weight;
       typename O::Vector;
+      typename O::Rope;
       typename O::Device;
       typename O::Device::Buffer;
-    } && std::constructible_from<O, typename O::Device&> &&
+      { O::runs_ahead } -> std::convertible_to<bool>;
+    } && std::constructible_from<O, typename O::Device&, const ModelConfig&, const StepLimits&> &&
     std::constructible_from<typename O::Device::Buffer, typename O::Device&, std::size_t> &&
     requires(O o, typename O::Element* out, const typename O::Element* x, float* logits, const float* const_logits,
              const typename O::Weight& weight, const typename O::Vector& vector, std::span<const HostTensor* const> tensors,
-             const HostTensor& tensor, std::span<const TokenId> ids, std::span<const std::int32_t> indices,
+             const HostTensor& tensor, RopeTable table, std::span<const TokenId> ids, std::span<const std::int32_t> indices,
              const QkNormRopeStore<O>& store, const KvLayout& layout, std::span<const BlockCopy> copies, const StepInput& in,
-             StepOutput& sampled, Activation activation, std::int32_t n, float eps) {
+             StepOutput& sampled, void (*body)(), Activation activation, std::int32_t n, float eps) {
       { o.load_weight(tensors, tensors) } -> std::same_as<typename O::Weight>;
       { o.load_vector(tensor) } -> std::same_as<typename O::Vector>;
+      { o.load_rope(std::move(table)) } -> std::same_as<typename O::Rope>;
+      o.finish_loading();
+      { o.stage(in) } -> std::same_as<const StepInput&>;
+      o.execute(in, sampled, body);
+      o.await(sampled);
+      { o.read(const_logits, std::size_t{}) } -> std::same_as<std::span<const float>>;
       o.embed(out, ids, weight);
       o.rms_norm(out, x, vector, n, eps);
       o.add_rms_norm(out, out, x, vector, n, eps);
@@ -99,9 +122,18 @@ struct DeviceOpsArchetype {
   };
   struct Weight {};
   struct Vector {};
-  explicit DeviceOpsArchetype(Device&);
+  struct Rope {};
+  static constexpr bool runs_ahead = false;
+  DeviceOpsArchetype(Device&, const ModelConfig&, const StepLimits&);
   Weight load_weight(std::span<const HostTensor* const>, std::span<const HostTensor* const>);
   Vector load_vector(const HostTensor&);
+  Rope load_rope(RopeTable);
+  void finish_loading();
+  const StepInput& stage(const StepInput&);
+  template <class Body>
+  void execute(const StepInput&, StepOutput&, Body&&);
+  void await(StepOutput&);
+  std::span<const float> read(const float*, std::size_t);
   void embed(float*, std::span<const TokenId>, const Weight&);
   void rms_norm(float*, const float*, const Vector&, std::int32_t, float);
   void add_rms_norm(float*, float*, const float*, const Vector&, std::int32_t, float);

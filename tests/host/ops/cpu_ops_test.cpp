@@ -244,5 +244,5 @@ TEST_CASE("buffers of the device are zero, aligned and movable, and too much mem
   nvl_test::expect_error<OutOfMemory>([&] { CpuDevice::Buffer buffer(device, std::size_t{1} << 60); }, {"1152921504606846976"});
 #endif
   nvl_test::expect_error<OutOfMemory>([&] { CpuDevice::Buffer buffer(device, ~std::size_t{0}); }, {"bytes cannot be allocated"});
-  CHECK(CpuDevice::available_bytes() > 0);
+  CHECK(CpuDevice::memory().budget_bytes > 0);
 }

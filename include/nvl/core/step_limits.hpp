@@ -1,0 +1,18 @@
+#pragma once
+/// The largest step that an engine will ever run. What it needs is allocated from these numbers before the first step.
+
+#include <nvl/core/config.hpp>
+
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+struct StepLimits {
+  std::int64_t num_blocks = 0;      // of the KV cache
+  std::int32_t block_size = 0;      // [tokens]
+  std::int32_t max_num_tokens = 0;  // [tokens] of one step
+  std::int32_t max_num_seqs = 0;    // sequences, and sampled rows, of one step
+  std::int32_t max_model_len = 0;   // [tokens] of one sequence
+};
+
+}  // namespace nvl::inline NVL_ABI

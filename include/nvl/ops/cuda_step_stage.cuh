@@ -1,0 +1,124 @@
+#pragma once
+/// Brings the arrays of a step to the device: one copy from page-locked memory, which does not hold up the host.
+
+#include <nvl/core/checked.hpp>
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
+#include <nvl/ops/cuda_device.cuh>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace nvl::inline NVL_ABI {
+
+/// Two steps may be under way: each has its own host memory. They share the device memory, which a step's copy overwrites when
+/// the step before it has been computed, being in the same stream.
+class CudaStepStage {
+ public:
+  /// Flat arrays of a step, besides those whose lengths follow from `limits`.
+  static constexpr std::size_t max_bias_per_seq = 1024;
+  static constexpr std::size_t max_banned_per_seq = 256;
+
+  CudaStepStage(CudaDevice& device, const StepLimits& limits)
+      : device_(device),
+        capacity_(step_bytes(largest(limits))),
+        on_device_(device, capacity_),
+        on_host_{PinnedBuffer(capacity_), PinnedBuffer(capacity_)} {}
+
+  static std::int64_t device_bytes(const StepLimits& limits) {
+    return CudaDevice::buffer_bytes(static_cast<std::int64_t>(step_bytes(largest(limits))));
+  }
+
+  /// Starts the copy of `in`; the views returned are of device memory and valid until the next call. With `padded_seqs` > 0 the
+  /// step, one token a sequence, is filled up to so many sequences without KV that store nothing.
+  /// \throws InvalidArgument for a step larger than planned.
+  const StepInput& stage(const StepInput& in, std::int32_t padded_seqs) {
+    StepShape shape = shape_of(in);
+    if (padded_seqs > 0) {
+      shape.num_tokens = shape.num_seqs = shape.num_samples = static_cast<std::size_t>(padded_seqs);
+    }
+    const std::size_t bytes = step_bytes(shape);
+    NVL_EXPECTS(bytes <= capacity_, "bytes of a step's arrays", bytes, "at most the planned " + std::to_string(capacity_));
+    PinnedBuffer& host = on_host_[num_staged_++ % on_host_.size()];
+    StepInput padded = place_step(shape, host.data());
+    copy_arrays(in, padded);
+    pad(in, padded);
+    NVL_CUDA_CHECK(
+        cudaMemcpyAsync(on_device_.as<std::byte>(), host.data(), bytes, cudaMemcpyHostToDevice, device_.stream()));
+    return view(shape, in);
+  }
+
+  /// The views of a decode step of `num_seqs` whose arrays hold whatever they hold, for recording a step.
+  const StepInput& view_of_decode(std::int32_t num_seqs) {
+    const auto n = static_cast<std::size_t>(num_seqs);
+    StepInput one_each;
+    one_each.min_query_len = one_each.max_query_len = 1;
+    return view({.num_tokens = n, .num_seqs = n, .max_blocks_per_seq = 1, .num_samples = n}, one_each);
+  }
+
+ private:
+  static StepShape largest(const StepLimits& limits) {
+    const auto seqs = static_cast<std::size_t>(limits.max_num_seqs);
+    const auto length = static_cast<std::size_t>(limits.max_model_len);
+    return {.num_tokens = static_cast<std::size_t>(limits.max_num_tokens),
+            .num_seqs = seqs,
+            .max_blocks_per_seq = ceil_div(length, static_cast<std::size_t>(limits.block_size)),
+            .num_samples = seqs,
+            .num_logit_bias = seqs * max_bias_per_seq,
+            .num_banned = seqs * max_banned_per_seq,
+            .num_history = seqs * length,
+            .num_copies = seqs};
+  }
+
+  const StepInput& view(const StepShape& shape, const StepInput& in) {
+    on_device_view_ = place_step(shape, on_device_.as<std::byte>());
+    on_device_view_.step = in.step;
+    on_device_view_.min_query_len = in.min_query_len;
+    on_device_view_.max_query_len = in.max_query_len;
+    return on_device_view_;
+  }
+
+  static void copy_arrays(const StepInput& from, StepInput& to) {
+    std::array<std::span<const std::byte>, 16> sources;
+    std::size_t i = 0;
+    StepInput views = from;
+    detail::for_each_step_array(views, shape_of(from), [&]<class T>(std::span<T>& array, std::size_t) {
+      sources[i++] = std::as_bytes(array);
+    });
+    i = 0;
+    detail::for_each_step_array(to, shape_of(to), [&]<class T>(std::span<T>& array, std::size_t) {
+      const std::span<const std::byte> source = sources[i++];
+      if (!source.empty()) { std::memcpy(static_cast<void*>(array.data()), source.data(), source.size()); }
+    });
+  }
+
+  static void pad(const StepInput& in, StepInput& to) {
+    for (auto s = static_cast<std::size_t>(in.num_seqs()); s < to.seq_lens.size(); ++s) {
+      to.token_ids[s] = 0;
+      to.positions[s] = 0;
+      to.slot_mapping[s] = no_slot;
+      to.cu_query_lens[s + 1] = static_cast<std::int32_t>(s) + 1;
+      to.seq_lens[s] = 0;
+      to.sample_rows[s] = static_cast<std::int32_t>(s);
+      to.sampling[s] = {};
+    }
+  }
+
+  CudaDevice& device_;
+  std::size_t capacity_;
+  CudaDevice::Buffer on_device_;
+  std::array<PinnedBuffer, 2> on_host_;
+  std::size_t num_staged_ = 0;
+  StepInput on_device_view_;
+};
+
+}  // namespace nvl::inline NVL_ABI
