@@ -44,8 +44,8 @@ class PinnedBuffer {
     const cudaError_t status = cudaHostAlloc(&data_, num_bytes, cudaHostAllocDefault);
     if (status != cudaSuccess) {
       static_cast<void>(cudaGetLastError());
-      raise(OutOfMemory(std::to_string(num_bytes) + " bytes of page-locked host memory are not to be had: " +
-                        cudaGetErrorString(status)));
+      raise(OutOfMemory(std::to_string(num_bytes) +
+                        " bytes of page-locked host memory are not to be had: " + cudaGetErrorString(status)));
     }
   }
   PinnedBuffer(PinnedBuffer&& other) noexcept

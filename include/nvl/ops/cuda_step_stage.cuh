@@ -43,17 +43,14 @@ class CudaStepStage {
   /// \throws InvalidArgument for a step larger than planned.
   const StepInput& stage(const StepInput& in, std::int32_t padded_seqs) {
     StepShape shape = shape_of(in);
-    if (padded_seqs > 0) {
-      shape.num_tokens = shape.num_seqs = shape.num_samples = static_cast<std::size_t>(padded_seqs);
-    }
+    if (padded_seqs > 0) { shape.num_tokens = shape.num_seqs = shape.num_samples = static_cast<std::size_t>(padded_seqs); }
     const std::size_t bytes = step_bytes(shape);
     NVL_EXPECTS(bytes <= capacity_, "bytes of a step's arrays", bytes, "at most the planned " + std::to_string(capacity_));
     PinnedBuffer& host = on_host_[num_staged_++ % on_host_.size()];
     StepInput padded = place_step(shape, host.data());
     copy_arrays(in, padded);
     pad(in, padded);
-    NVL_CUDA_CHECK(
-        cudaMemcpyAsync(on_device_.as<std::byte>(), host.data(), bytes, cudaMemcpyHostToDevice, device_.stream()));
+    NVL_CUDA_CHECK(cudaMemcpyAsync(on_device_.as<std::byte>(), host.data(), bytes, cudaMemcpyHostToDevice, device_.stream()));
     return view(shape, in);
   }
 
@@ -91,9 +88,8 @@ class CudaStepStage {
     std::array<std::span<const std::byte>, 16> sources;
     std::size_t i = 0;
     StepInput views = from;
-    detail::for_each_step_array(views, shape_of(from), [&]<class T>(std::span<T>& array, std::size_t) {
-      sources[i++] = std::as_bytes(array);
-    });
+    detail::for_each_step_array(views, shape_of(from),
+                                [&]<class T>(std::span<T>& array, std::size_t) { sources[i++] = std::as_bytes(array); });
     i = 0;
     detail::for_each_step_array(to, shape_of(to), [&]<class T>(std::span<T>& array, std::size_t) {
       const std::span<const std::byte> source = sources[i++];
