@@ -30,9 +30,21 @@ if(NVL_ENABLE_COVERAGE)
   list(APPEND nvl_own_link_options --coverage)
 endif()
 
-# nvl_own_target(<target>): the flags above for one of nvl's own programs. Device code takes its flags from the CUDA presets.
+# The host half of a .cu gets the same processor as the .cpp files that it is linked with: inline functions that hold vectors must
+# be the same in both. -Wconversion and -Wshadow would speak of what nvcc itself makes of the code. CMake 3.25 knows no C++20 for
+# nvcc, so it is given as an option. Line numbers cost no speed; profilers and compute-sanitizer show them.
+set(nvl_own_cuda_options -std=c++20 -lineinfo -Xcompiler=-Wall,-Wextra)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND nvl_own_cuda_options -Xcompiler=-Wno-restrict,-Wno-maybe-uninitialized)
+endif()
+if(NVL_MARCH)
+  list(APPEND nvl_own_cuda_options -Xcompiler=-march=${NVL_MARCH})
+endif()
+
+# nvl_own_target(<target>): the flags above for one of nvl's own programs.
 function(nvl_own_target target)
-  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${nvl_own_compile_options}>")
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${nvl_own_compile_options}>"
+                                           "$<$<COMPILE_LANGUAGE:CUDA>:${nvl_own_cuda_options}>")
   target_link_options(${target} PRIVATE ${nvl_own_link_options})
 endfunction()
 
@@ -48,5 +60,11 @@ if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
       string(MD5 nvl_cpu "${nvl_cpu}")
     endif()
     set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_NAMESPACE=nvl-${nvl_cpu}" "${NVL_CCACHE}")
+    # By the text of all included files. Preprocessed text, which ccache compares otherwise, is the host's: it would call a file
+    # unchanged in which only what stands under `#if __CUDA_ARCH__` has changed.
+    if(NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+      list(INSERT CMAKE_CUDA_COMPILER_LAUNCHER 3 "CCACHE_DEPEND=1")
+    endif()
   endif()
 endif()

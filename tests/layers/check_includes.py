@@ -48,6 +48,9 @@ def self_test():
         ("ops/a.hpp", "<nvl/kernels/b.cuh>"): True, ("ops/a.hpp", "<cuda_runtime.h>"): True, ("ops/a.hpp", "<cub/cub.cuh>"): True,
         ("core/a.hpp", "<nvl/core/missing.hpp>"): True, ("kv/a.hpp", '"b.hpp"'): True, ("newlayer/a.hpp", "<nvl/core/b.hpp>"): True,
         ("ops/a.cuh", "<cuda_runtime.h>"): False, ("engine/a.hpp", "<nvl/model/b.hpp>"): False, ("a.hpp", "<nvl/engine/b.hpp>"): False,
+        ("kernels/a.cuh", "<nvl/ops/b.cuh>"): True, ("kernels/a.cuh", "<nvl/kv/b.hpp>"): True, ("core/a.cuh", "<nvl/kernels/b.cuh>"): True,
+        ("engine/a.hpp", "<nvl/ops/b.cuh>"): True, ("a.hpp", "<nvl/ops/b.cuh>"): True, ("kernels/a.hpp", "<cuda_fp16.h>"): True,
+        ("ops/a.cuh", "<nvl/kernels/b.cuh>"): False, ("kernels/a.cuh", "<nvl/core/b.hpp>"): False, ("a.cuh", "<nvl/engine/b.hpp>"): False,
         ("testing/a.hpp", "<nvl/engine/b.hpp>"): False, ("kv/a.hpp", "<nvl/core/b.hpp>"): False, ("core/a.hpp", "<cstdint>"): False,
     }
     for (name, include), expected in cases.items():
