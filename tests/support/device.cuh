@@ -6,6 +6,7 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <cstddef>
+#include <cstdlib>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -19,6 +20,13 @@ inline void require_device() {
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) { SKIP("no CUDA device"); }
 }
 
+/// Whether new device memory is filled with 0xff bytes. With NVL_TEST_NO_POISON in the environment it is not: a tool that finds
+/// reads of memory that nobody wrote would count the filling as writing.
+inline bool poisons_device_memory() {
+  static const bool poisons = std::getenv("NVL_TEST_NO_POISON") == nullptr;
+  return poisons;
+}
+
 /// `size` elements in device memory; what nobody wrote reads as 0xff bytes: NaN in every float type, -1 in integers.
 template <class T>
 class DeviceVector {
@@ -29,7 +37,7 @@ class DeviceVector {
   explicit DeviceVector(std::size_t size) : size_(size) {
     if (size == 0) { return; }
     NVL_CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data_), size * sizeof(T)));
-    NVL_CUDA_CHECK(cudaMemset(data_, 0xff, size * sizeof(T)));
+    if (poisons_device_memory()) { NVL_CUDA_CHECK(cudaMemset(data_, 0xff, size * sizeof(T))); }
   }
   explicit DeviceVector(std::span<const T> values) : DeviceVector(values.size()) { upload(values); }
   explicit DeviceVector(const std::vector<T>& values) : DeviceVector(std::span<const T>(values)) {}
