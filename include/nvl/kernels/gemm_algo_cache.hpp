@@ -29,7 +29,6 @@
 #include <bit>
 #include <cerrno>
 #include <charconv>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -50,10 +49,10 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-/// The number of tokens that a call with `num_tokens` (>= 1) is tuned for: not below it; eight steps an octave, none smaller
+/// The number of tokens that a call with `num_rows` (>= 1) is tuned for: not below it; eight steps an octave, none smaller
 /// than 8 tokens (the least a tensor-core tile has), except that 1, 2 and 4 stand alone.
-constexpr std::int32_t gemm_token_bucket(std::int32_t num_tokens) noexcept {
-  const auto m = static_cast<std::uint32_t>(num_tokens);
+constexpr std::int32_t gemm_token_bucket(std::int32_t num_rows) noexcept {
+  const auto m = static_cast<std::uint32_t>(num_rows);
   if (m <= 8) { return static_cast<std::int32_t>(std::bit_ceil(m)); }
   const std::uint32_t step = std::max(8u, std::bit_floor(m - 1) / 8);
   return static_cast<std::int32_t>((m + step - 1) / step * step);
@@ -64,11 +63,11 @@ struct GemmKey {
   DType in = DType::float32;   // of x and of the weight
   DType out = DType::float32;  // of the result and of the bias
   bool has_bias = false;
-  std::int32_t num_tokens = 0;  // a bucket
-  std::int32_t n = 0;           // output features
-  std::int32_t k = 0;           // input features
+  std::int32_t num_rows = 0;      // tokens: a bucket
+  std::int32_t out_features = 0;  // N
+  std::int32_t in_features = 0;   // K
 
-  friend auto operator<=>(const GemmKey&, const GemmKey&) = default;
+  bool operator==(const GemmKey&) const = default;
 };
 
 /// How one GEMM is computed.
@@ -79,7 +78,7 @@ struct GemmAlgo {
   std::uint64_t workspace_bytes = 0;     // that cuBLASLt needs
   std::array<std::uint64_t, 8> words{};  // cublasLtMatmulAlgo_t, which its library lets one store
 
-  friend bool operator==(const GemmAlgo&, const GemmAlgo&) = default;
+  bool operator==(const GemmAlgo&) const = default;
 };
 
 struct GemmRecord {
@@ -87,7 +86,7 @@ struct GemmRecord {
   GemmAlgo algo;
   float time_us = 0.0f;  // measured with weights that no cache holds
 
-  friend bool operator==(const GemmRecord&, const GemmRecord&) = default;
+  bool operator==(const GemmRecord&) const = default;
 };
 
 /// What the records of a file are valid for. Compared as text; one line each.
@@ -146,7 +145,7 @@ class GemmCacheLine {
   }
   DType dtype() noexcept {
     const std::optional<DType> type = dtype_from_name(word());
-    failed_ |= !type.has_value();
+    failed_ |= type != DType::float32 && type != DType::float16 && type != DType::bfloat16;
     return type.value_or(DType::float32);
   }
   bool flag(std::string_view yes, std::string_view no) noexcept {
@@ -178,7 +177,9 @@ inline std::string gemm_record_line(const GemmRecord& record) {
   add(info(key.in).name);
   add(info(key.out).name);
   add(key.has_bias ? "bias" : "-");
-  for (const std::int32_t number : {key.num_tokens, key.n, key.k, record.algo.own_variant}) { add(std::to_string(number)); }
+  for (const std::int32_t number : {key.num_rows, key.out_features, key.in_features, record.algo.own_variant}) {
+    add(std::to_string(number));
+  }
   add(std::to_string(record.algo.workspace_bytes));
   char time[32];
   const auto [end, error] = std::to_chars(time, time + sizeof(time), record.time_us);
@@ -194,9 +195,9 @@ inline bool parse_gemm_record(std::string_view text, GemmRecord& record) noexcep
   record.key.in = line.dtype();
   record.key.out = line.dtype();
   record.key.has_bias = line.flag("bias", "-");
-  record.key.num_tokens = line.number(1, max_extent);
-  record.key.n = line.number(1, max_extent);
-  record.key.k = line.number(1, max_extent);
+  record.key.num_rows = line.number(1, max_extent);
+  record.key.out_features = line.number(1, max_extent);
+  record.key.in_features = line.number(1, max_extent);
   record.algo.own_variant = line.number(GemmAlgo::cublaslt, 1 << 16);
   record.algo.workspace_bytes = line.number(std::uint64_t{0}, std::uint64_t{1} << 40);
   record.time_us = line.number(0.0f, 1e9f);

@@ -110,7 +110,7 @@ TEST_CASE("No truncated or changed cache of GEMMs is believed", "[kernels][host]
 }
 
 TEST_CASE("Records that make no sense are refused even if the checksum is right", "[kernels][host]") {
-  for (auto spoil : {+[](GemmRecord& r) { r.key.num_tokens = 0; }, +[](GemmRecord& r) { r.key.n = -5; },
+  for (auto spoil : {+[](GemmRecord& r) { r.key.num_rows = 0; }, +[](GemmRecord& r) { r.key.out_features = -5; },
                      +[](GemmRecord& r) { r.algo.own_variant = -2; }, +[](GemmRecord& r) { r.time_us = -1.0f; },
                      +[](GemmRecord& r) { r.algo.workspace_bytes = ~0ull; }}) {
     std::vector<GemmRecord> records = some_records();
