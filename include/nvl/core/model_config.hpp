@@ -39,6 +39,8 @@ struct RopeConfig {
   bool truncate = true;                     // yarn: round the correction range to whole dimensions
   std::vector<float> freq_factors{};        // [head_dim / 2] each inverse frequency is divided by its factor, after all
                                             // scaling above; empty = none. GGUF files store llama3 scaling like this.
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -64,6 +66,8 @@ struct ModelConfig {
   DType dtype = DType::float32;        // what the checkpoint is mostly stored in; "auto" picks from it
   std::vector<TokenId> eos_token_ids;  // any of them ends a sequence
   TokenId bos_token_id = -1;           // -1: none
+
+  bool operator==(const ModelConfig&) const = default;
 
   std::int32_t q_size() const noexcept { return num_q_heads * head_dim; }
   std::int32_t kv_size() const noexcept { return num_kv_heads * head_dim; }
