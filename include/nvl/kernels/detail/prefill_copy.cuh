@@ -1,0 +1,68 @@
+#pragma once
+/// How the tensor-core prefill kernels read queries and write output: 16-byte accesses, by way of shared memory.
+
+#include <nvl/core/config.hpp>
+#include <nvl/kernels/detail/prefill_softmax.cuh>
+#include <nvl/kernels/detail/vec.cuh>
+#include <nvl/kernels/paged_attention_prefill_plan.cuh>
+
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+namespace nvl::inline NVL_ABI {
+namespace kernels::detail::prefill {
+
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+/// Copies 16 bytes, or writes 16 zero bytes and reads nothing.
+__device__ __forceinline__ void copy_16_async(std::uint32_t to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+/// Normalises and stores 16 rows of output through this warp's own 16 rows of shared memory, in 16-byte accesses.
+template <class T, int kHeadDim, int kRowStride>
+__device__ __forceinline__ void store_slab(T* staging, const float (&out)[kHeadDim / 8][4], OnlineRows& state,
+                                           const PagedPrefillParams<T>& p, const PagedPrefillTile& tile, const RowMap& rows,
+                                           std::int32_t kv_head, std::int32_t first_row, float scale_log2) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float normalise[2], lse[2];
+  state.finish(scale_log2, normalise, lse);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 8; ++i) {
+      *reinterpret_cast<std::uint32_t*>(staging + (lane / 4 + 8 * half) * kRowStride + 8 * i + lane % 4 * 2) =
+          pack2<T>(out[i][2 * half] * normalise[half], out[i][2 * half + 1] * normalise[half]);
+    }
+    const std::int32_t row = first_row + lane / 4 + 8 * half;
+    if (p.lse != nullptr && lane % 4 == 0 && row < rows.num_rows) {
+      const std::int32_t query = rows.query(row);
+      p.lse[std::int64_t{tile.first_token + query} * p.num_q_heads + kv_head * rows.group + rows.head(row, query)] = lse[half];
+    }
+  }
+  __syncwarp();
+  constexpr int units = kHeadDim / 8;
+#pragma unroll
+  for (int i = lane; i < 16 * units; i += 32) {
+    const std::int32_t row = first_row + i / units;
+    if (row >= rows.num_rows) { break; }
+    const std::int32_t query = rows.query(row);
+    const std::int32_t head = kv_head * rows.group + rows.head(row, query);
+    const std::int32_t column = i % units * 8;
+    Vec<T, 8>::load(staging + i / units * kRowStride + column)
+        .store(p.out + (std::int64_t{tile.first_token + query} * p.num_q_heads + head) * kHeadDim + column);
+  }
+  __syncwarp();
+}
+
+#endif
+
+}  // namespace kernels::detail::prefill
+}  // namespace nvl::inline NVL_ABI
