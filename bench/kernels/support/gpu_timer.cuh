@@ -15,7 +15,8 @@
 
 namespace nvl_bench {
 
-/// Reads `size` 16-byte words, keeping several loads of each thread in flight. `sink` is never written with real data.
+/// Reads `size` 16-byte words, keeping several loads of each thread in flight. `sink` is never written with real data. Loads
+/// are plain ones: lines loaded as evict-first would leave what is in the L2 cache where it is.
 template <int unroll>
 NVL_KERNEL void __launch_bounds__(512) read_kernel(const uint4* data, std::size_t size, unsigned* sink) {
   unsigned sum = 0;
@@ -25,7 +26,7 @@ NVL_KERNEL void __launch_bounds__(512) read_kernel(const uint4* data, std::size_
 #pragma unroll
     for (int i = 0; i < unroll; ++i) {
       const std::size_t place = at + std::size_t{512} * static_cast<std::size_t>(i);
-      words[i] = place < size ? __ldcs(data + place) : make_uint4(0, 0, 0, 0);
+      words[i] = place < size ? __ldcg(data + place) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int i = 0; i < unroll; ++i) { sum ^= words[i].x ^ words[i].y ^ words[i].z ^ words[i].w; }
