@@ -12,10 +12,18 @@ void ModelOptions::add_model_to(OptionParser& parser) {
 
 void ModelOptions::add_device_to(OptionParser& parser) {
   parser.option("--device", device, "NAME", "Where it runs: cpu or cuda. Default: cpu.");
-  parser.option("--dtype", dtype, "TYPE",
-                "Type of activations and KV cache: auto (bfloat16 for a model stored in it, else float32), float32 or bfloat16. "
-                "Default: auto.");
+  parser.option(
+      "--dtype", dtype, "TYPE",
+      "Type of activations and KV cache: float32, bfloat16, on cuda also float16, or auto: bfloat16 for a model stored in "
+      "it, else float32 on the cpu and float16 on cuda. Default: auto.");
   parser.option("-t,--threads", threads, "N", "CPU threads that compute. Default: OMP_NUM_THREADS, else one per core.");
+  parser.option("--gpu-memory-utilization", gpu_memory_utilization, "SHARE",
+                "Share of the GPU's memory that may be in use, by whomever, with this program. Default: 0.92.");
+  parser.flag("--enforce-eager", enforce_eager,
+              "Launch every kernel of a decode step by itself instead of replaying CUDA graphs.");
+  parser.option("--gemm-cache", gemm_cache, "FILE", "Where the matrix product algorithms that were found for this GPU are kept.");
+  parser.option("--gemm-search-seconds", gemm_search_seconds, "S",
+                "Time to look for faster matrix product algorithms at start-up. Default: 0.");
   parser.flag("--check-tensors", check_tensors, "Refuse a model whose weights hold a NaN or an infinity.");
 }
 
@@ -23,10 +31,10 @@ void ModelOptions::validate() const {
   if (model.empty()) {
     throw UsageError("no model was given: --model PATH names a .gguf file or a model directory (see --help)");
   }
-  if (device == "cuda") {
+  if (device == "cuda" && !NVL_EXAMPLES_WITH_CUDA) {
     throw UsageError("--device cuda: this program was built without CUDA and runs on the CPU: leave --device out");
   }
-  if (device != "cpu") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
+  if (device != "cpu" && device != "cuda") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
   static_cast<void>(element_type());
 }
 
@@ -34,11 +42,17 @@ std::optional<nvl::DType> ModelOptions::element_type() const {
   if (dtype == "auto") { return std::nullopt; }
   if (dtype == "float32" || dtype == "float" || dtype == "f32") { return nvl::DType::float32; }
   if (dtype == "bfloat16" || dtype == "bf16") { return nvl::DType::bfloat16; }
-  throw UsageError("--dtype is \"" + dtype + "\": must be auto, float32 or bfloat16");
+  if (dtype == "float16" || dtype == "half" || dtype == "fp16") { return nvl::DType::float16; }
+  throw UsageError("--dtype is \"" + dtype + "\": must be auto, float32, bfloat16 or float16");
 }
 
 nvl::DeviceOptions ModelOptions::device_options() const {
-  nvl::DeviceOptions options{.num_threads = threads};
+  nvl::DeviceOptions options;
+  options.num_threads = threads;
+  if (gpu_memory_utilization) { options.memory_utilization = *gpu_memory_utilization; }
+  options.use_graphs = !enforce_eager;
+  options.gemm_cache_file = gemm_cache;
+  if (gemm_search_seconds) { options.gemm_search_seconds = *gemm_search_seconds; }
   const char* const omp = std::getenv("OMP_NUM_THREADS");
   if (threads == 0 && omp != nullptr && *omp != '\0') {
     const std::string first(omp,

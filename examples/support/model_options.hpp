@@ -22,6 +22,9 @@ struct ModelOptions {
   std::string device = "cpu";
   std::string dtype = "auto";
   std::int32_t threads = 0;
+  std::optional<double> gpu_memory_utilization, gemm_search_seconds;
+  std::string gemm_cache;
+  bool enforce_eager = false;
   bool check_tensors = false;
 
   void add_model_to(OptionParser& parser);

@@ -17,6 +17,7 @@
 #include <nvl/nvl.hpp>
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -32,6 +33,12 @@ struct LlmOptions {
   std::optional<DType> dtype{};  // of activations and KV; none = from the checkpoint
   bool check_tensors = false;    // refuse weights that are NaN or infinite
   LoadProgress progress{};       // called while weights load
+
+  /// Makes the engine; none = with_engine_type over DefaultEngines, on the CPU. For an engine type of one's own, or a GPU:
+  ///     options.make_engine = [](const nvl::Checkpoint& checkpoint, const nvl::LlmOptions& o) {
+  ///       return nvl::make_cuda_engine(checkpoint.config(), checkpoint, o.engine, o.dtype, o.progress);
+  ///     };
+  std::function<std::unique_ptr<AnyEngine>(const Checkpoint&, const LlmOptions&)> make_engine{};
 };
 
 /// A model, its tokenizer and an engine for it. Not thread-safe.
@@ -49,6 +56,10 @@ class LLM {
                 "at least the tokenizer's " + std::to_string(tokenizer_->vocab_size()));
     options.engine.token_text = tokenizer_;
     checkpoint.check_unchanged();
+    if (options.make_engine) {
+      engine_ = options.make_engine(checkpoint, options);
+      return;
+    }
     engine_ = with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
       return make_any_engine<E, Checkpoint>(checkpoint.config(), checkpoint, options.engine, options.progress);
     });
