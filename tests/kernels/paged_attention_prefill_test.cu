@@ -19,18 +19,25 @@ using nvl_test::PrefillProblem;
 template <class T>
 constexpr double max_error = (sizeof(T) == 2 ? 2.0 : 1.0) * nvl::reference::max_nmse<T>;
 
-template <class T>
-void run(PrefillProblem<T>& problem) {
+struct LaunchFastest {
+  template <class T>
+  void operator()(const nvl::kernels::PagedPrefillParams<T>& params) const {
+    nvl::kernels::launch_paged_prefill<T>(params, nullptr);
+  }
+};
+
+template <class T, class Launch = LaunchFastest>
+void run(PrefillProblem<T>& problem, const Launch& launch = {}) {
   const auto params = problem.params();
   nvl::kernels::launch_paged_prefill_plan<T>(params, nullptr);
-  nvl::kernels::launch_paged_prefill<T>(params, nullptr);
+  launch(params);
 }
 
-template <class T>
-void check(const PrefillCase& shape, std::size_t max_rows = 150) {
+template <class T, class Launch = LaunchFastest>
+void check(const PrefillCase& shape, std::size_t max_rows = 150, const Launch& launch = {}) {
   INFO(shape.name << ", head dim " << shape.head_dim);
   PrefillProblem<T> problem(shape);
-  run(problem);
+  run(problem, launch);
   const auto errors = problem.check(max_rows);
   CHECK(errors.out <= max_error<T>);
   CHECK(errors.lse <= 1e-4);
@@ -45,6 +52,16 @@ TEMPLATE_TEST_CASE("prefill attention equals the oracle at every head dim", "[ke
   nvl_test::require_device();
   for (const std::int32_t head_dim : nvl::supported_head_dims) {
     for (const PrefillCase& shape : nvl_test::prefill_test_cases(head_dim)) { check<TestType>(shape); }
+  }
+}
+
+TEST_CASE("prefill attention without Hopper's instructions equals the oracle too", "[kernel][gpu]") {
+  nvl_test::require_device();
+  for (const PrefillCase& shape : nvl_test::prefill_test_cases(128)) {
+    if (shape.softcap > 0.0f) { continue; }
+    check<nvl::bf16>(shape, 50, [](const auto& params) {
+      nvl::kernels::launch_paged_prefill_mma<nvl::kernels::PagedPrefillMmaTraits<nvl::bf16, 128>>(params, nullptr);
+    });
   }
 }
 

@@ -12,6 +12,7 @@
 #include <nvl/kernels/paged_attention_prefill_mma.cuh>
 #include <nvl/kernels/paged_attention_prefill_plan.cuh>
 #include <nvl/kernels/paged_attention_prefill_simple.cuh>
+#include <nvl/kernels/paged_attention_prefill_wgmma.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -23,17 +24,32 @@ namespace kernels {
 
 #if defined(__CUDACC__)
 
+namespace detail::prefill {
+
+template <class T, std::int32_t kHeadDim, bool kHasSoftcap>
+void launch_tensor_cores(const PagedPrefillParams<T>& p, cudaStream_t stream) {
+  if constexpr (kHeadDim == 64 || kHeadDim == 128) {
+    using Traits = PagedPrefillWgmmaTraits<T, kHeadDim, kHasSoftcap>;
+    if (can_launch_paged_prefill_wgmma<Traits>(p)) { return launch_paged_prefill_wgmma<Traits>(p, stream); }
+  }
+  launch_paged_prefill_mma<PagedPrefillMmaTraits<T, kHeadDim, kHasSoftcap>>(p, stream);
+}
+
+}  // namespace detail::prefill
+
 /// The fastest kernel for a head dim that is known when compiling. Needs the plan of launch_paged_prefill_plan in p.workspace.
 /// Asynchronous on `stream`; allocates nothing; safe inside graph capture.
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class T, std::int32_t kHeadDim>
 void launch_paged_prefill(const PagedPrefillParams<T>& p, cudaStream_t stream) {
-  if constexpr (std::is_same_v<T, float>) {
+  if (p.num_tokens == 0 || p.num_seqs == 0) {
+    detail::prefill::check(p);
+  } else if constexpr (std::is_same_v<T, float>) {
     launch_paged_prefill_simple<PagedPrefillSimpleTraits<T, kHeadDim>>(p, stream);
   } else if (p.softcap > 0.0f) {
-    launch_paged_prefill_mma<PagedPrefillMmaTraits<T, kHeadDim, true>>(p, stream);
+    detail::prefill::launch_tensor_cores<T, kHeadDim, true>(p, stream);
   } else {
-    launch_paged_prefill_mma<PagedPrefillMmaTraits<T, kHeadDim, false>>(p, stream);
+    detail::prefill::launch_tensor_cores<T, kHeadDim, false>(p, stream);
   }
 }
 
