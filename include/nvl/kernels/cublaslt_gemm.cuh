@@ -87,6 +87,14 @@ struct GemmParams {
   std::int32_t in_features = 0;   // K
 };
 
+/// The matrices of GemmParams, without their types.
+struct GemmOperands {
+  void* out = nullptr;
+  const void* x = nullptr;
+  const void* w = nullptr;
+  const void* bias = nullptr;  // or nullptr
+};
+
 /// What the choice of an algorithm for `p` depends on.
 template <class T, class Out>
 GemmKey gemm_key(const GemmParams<T, Out>& p) noexcept {
@@ -133,14 +141,19 @@ class CublasLtGemm {
   void run(const GemmParams<T, Out>& p, cudaStream_t stream) {
     check_gemm_params(p);
     if (p.num_rows == 0) { return; }
-    Plan& plan = plan_of(gemm_key(p));
-    cublasStatus_t status = launch(p, plan, plan.algo, stream);
+    run(gemm_key(p), p.num_rows, {p.out, p.x, p.w, p.bias}, stream);
+  }
+
+  /// The same without types: `key.num_rows` is the bucket of `num_rows`. Arguments are not checked.
+  void run(const GemmKey& key, std::int32_t num_rows, const GemmOperands& operands, cudaStream_t stream) {
+    Plan& plan = plan_of(key);
+    cublasStatus_t status = launch(plan, num_rows, operands, plan.algo, stream);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
       // The algorithm is that of the bucket; the very number of tokens may not suit it.
-      GemmKey exact = gemm_key(p);
-      exact.num_rows = p.num_rows;
+      GemmKey exact = key;
+      exact.num_rows = num_rows;
       const std::vector<GemmAlgo> found = candidates(exact, 1);
-      if (!found.empty()) { status = launch(p, plan, to_cublaslt(found.front()), stream); }
+      if (!found.empty()) { status = launch(plan, num_rows, operands, to_cublaslt(found.front()), stream); }
     }
     detail::check_cublas(status, "cublasLtMatmul");
   }
@@ -269,16 +282,15 @@ class CublasLtGemm {
     return plans_.emplace(key, plan).first->second;
   }
 
-  template <class T, class Out>
-  cublasStatus_t launch(const GemmParams<T, Out>& p, Plan& plan, const cublasLtMatmulAlgo_t& algo, cudaStream_t stream) {
-    if (plan.num_rows != static_cast<std::uint64_t>(p.num_rows)) { set_num_rows(plan, p.num_rows); }
-    if (p.bias != nullptr) {
-      const void* const bias = p.bias;
-      NVL_CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)));
+  cublasStatus_t launch(Plan& plan, std::int32_t num_rows, const GemmOperands& at, const cublasLtMatmulAlgo_t& algo,
+                        cudaStream_t stream) {
+    if (plan.num_rows != static_cast<std::uint64_t>(num_rows)) { set_num_rows(plan, num_rows); }
+    if (at.bias != nullptr) {
+      NVL_CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.bias, sizeof(at.bias)));
     }
     const float one = 1.0f;
     const float zero = 0.0f;
-    return cublasLtMatmul(handle_.get(), &plan.desc, &one, p.w, &plan.weight, p.x, &plan.x, &zero, p.out, &plan.out, p.out,
+    return cublasLtMatmul(handle_.get(), &plan.desc, &one, at.w, &plan.weight, at.x, &plan.x, &zero, at.out, &plan.out, at.out,
                           &plan.out, &algo, workspace_.data(), workspace_.size(), stream);
   }
 
