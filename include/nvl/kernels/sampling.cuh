@@ -1,0 +1,515 @@
+#pragma once
+/// Logits to tokens: the most likely token, or a draw from softmax(logits / temperature), with everything a SamplingRow asks for.
+///
+/// The draw is that of ops/cpu_sampler.hpp: the first token, by ascending id, at which the cumulated probability exceeds
+/// uniform(seed, choice, output_index). One random number a row, one exponential a logit; Gumbel-max would need a random number
+/// and two logarithms a logit, which is more than the memory's time. Chunks of a row are summed by warps, then one warp
+/// finds the chunk and the token in it. The result of a row is a function of the row alone, bit for bit, whatever the batch.
+///
+/// Two kernels: `launch_sample_plain` for rows of which needs_general_sampling() is false, `launch_sample_general` for any.
+/// Oracle: kernels/reference/sampling.hpp.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/philox.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/detail/sampling_adjust.cuh>
+#include <nvl/kernels/detail/sampling_chunk.cuh>
+#include <nvl/kernels/detail/sampling_truncate.cuh>
+#include <nvl/kernels/sampling_result.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include <cuda_runtime.h>
+
+namespace nvl::inline NVL_ABI {
+namespace kernels {
+
+/// Run-time values of both kernels. All pointers are device memory. Rows of padding hold SamplingRow{} or any row that was valid.
+template <class T>
+struct SampleParams {
+  const T* logits = nullptr;              // [num_rows, vocab]
+  std::int64_t row_stride = 0;            // [elements] from row to row of logits
+  const SamplingRow* rows = nullptr;      // [num_rows]
+  const LogitBias* logit_bias = nullptr;  // flat, as in StepInput; the plain kernel reads none of these three
+  const TokenId* banned = nullptr;
+  const TokenId* history = nullptr;
+  TokenId* tokens = nullptr;             // [num_rows] the sampled ids alone, for the next step
+  SampledRow* results = nullptr;         // [num_rows]
+  TokenLogprob* top_logprobs = nullptr;  // [num_rows, max_top_logprobs]; null if max_top_logprobs is 0
+  void* workspace = nullptr;             // sampling_workspace_bytes(), general kernel only; need not be initialised
+  int max_top_logprobs = 0;              // SamplingRow::num_logprobs beyond it count as it
+  int num_rows = 0;                      // 0 is legal: nothing is launched
+  int vocab = 0;                         // [logits] of a row
+  bool overlap_previous = true;
+};
+
+/// Compile-time choices.
+template <class T, int kThreads = 512>
+struct SamplePlainTraits {
+  using Element = T;
+  static constexpr int threads = kThreads;
+  static constexpr int warps = kThreads / 32;
+  static constexpr int max_splits = 8;  // [blocks] of a row: a cluster that every GPU with clusters can hold
+  static_assert(kThreads % 32 == 0 && kThreads <= 1024, "nvl: SamplePlainTraits needs whole warps, at most 1024 threads");
+};
+
+template <class T, int kThreads = 1024>
+struct SampleGeneralTraits {
+  using Element = T;
+  static constexpr int threads = kThreads;  // [threads] of a row
+  static constexpr int warps = kThreads / 32;
+  static_assert(kThreads % 32 == 0 && kThreads <= 1024, "nvl: SampleGeneralTraits needs whole warps, at most 1024 threads");
+};
+
+namespace detail {
+
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ void arrive_in_cluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_in_cluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+/// *p = value in the shared memory of the cluster's first block.
+__device__ __forceinline__ void store_in_first_block(float* p, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const auto local = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(remote) : "r"(local));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+#else
+  *p = value;
+#endif
+}
+
+/// log2(e) / temperature as a float that never makes 0 * scale a NaN; temperature 0 counts as 1.
+__device__ __forceinline__ float logit_scale(float temperature) {
+  return temperature == 0.0f ? 1.44269504f : fminf(__fdiv_rn(1.44269504f, temperature), 3e38f);
+}
+
+template <class T>
+__device__ __forceinline__ LogitRow<T> logit_row(const SampleParams<T>& p, int row) {
+  const T* const logits = p.logits + static_cast<std::int64_t>(row) * p.row_stride;
+  return {logits, p.vocab, reinterpret_cast<std::uintptr_t>(logits) % 16 == 0};
+}
+
+/// The token of a row without truncation, from what is known of its chunks. By one warp. `with_runs(chunk, f)` calls `f(value)`
+/// with the lane's logits of a chunk in runs.
+template <class WithRuns>
+__device__ __forceinline__ PickedToken pick_from_all(const SamplingRow& options, const float* maxima, const float* sums, int n,
+                                                     float max, float scale, WithRuns&& with_runs) {
+  PickedToken token{};
+  if (options.temperature == 0.0f) {
+    const int chunk = first_chunk_with(maxima, n, max);
+    with_runs(chunk, [&](auto&& value) { token = pick_largest(chunk, max, value); });
+    return token;
+  }
+  const double u = uniform(options.seed, options.choice, options.output_index);
+  const PickedChunk picked =
+      pick_chunk(u, n, [&](int c) { return double{sums[c]} * double{logit_weight(maxima[c], max, scale)}; });
+  with_runs(picked.chunk, [&](auto&& value) {
+    token = pick_token(picked.chunk, static_cast<float>(picked.rest), value,
+                       [&](int i) { return logit_weight(value(i), max, scale); });
+  });
+  return token;
+}
+
+/// `splits` blocks, one cluster, share a row; warp w of block b takes the chunks b * warps + w, and so on.
+template <class Traits>
+NVL_KERNEL void __launch_bounds__(Traits::threads, 1024 / Traits::threads)
+    sample_plain_kernel(const __grid_constant__ SampleParams<typename Traits::Element> p, int splits) {
+  using T = typename Traits::Element;
+  extern __shared__ float shared[];
+  const int n = num_chunks(p.vocab);
+  float* const maxima = shared;
+  float* const sums = shared + n;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row_index = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
+  if (splits > 1) { arrive_in_cluster(); }
+  wait_for_previous();
+  let_next_start();
+
+  const SamplingRow& options = p.rows[row_index];
+  const float temperature = options.temperature;
+  const float scale = logit_scale(temperature);
+  const LogitRow<T> row = logit_row(p, row_index);
+  if (splits > 1) { wait_in_cluster(); }  // the first block runs, so its memory may be written
+  for (int c = split * Traits::warps + warp; c < n; c += splits * Traits::warps) {
+    LogitChunk<T> chunk;
+    chunk.load(row, c, lane);
+    const ChunkStat stat =
+        chunk_stat(chunk.max(), chunk.is_finite, temperature != 0.0f, scale, [&](int i) { return chunk.element(i); });
+    if (lane == 0) {
+      if (split == 0) {
+        maxima[c] = stat.max;
+        sums[c] = stat.sum;
+      } else {
+        store_in_first_block(maxima + c, stat.max);
+        store_in_first_block(sums + c, stat.sum);
+      }
+    }
+  }
+  if (splits > 1) {
+    arrive_in_cluster();
+    if (split != 0) { return; }
+    wait_in_cluster();
+  } else {
+    __syncthreads();
+  }
+  if (warp != 0) { return; }
+
+  const RowSummary summary = summarize_row(maxima, sums, n, scale);
+  int token = 0;
+  if (summary.is_finite) {
+    token = pick_from_all(options, maxima, sums, n, summary.max, scale, [&](int c, auto&& f) {
+              LogitChunk<T, ChunkOrder::runs> chunk;
+              chunk.load(row, c, lane);
+              f([&](int i) { return chunk.element(i); });
+            }).id;
+  }
+  if (lane == 0) {
+    p.tokens[row_index] = token;
+    p.results[row_index] = {token, 0.0f, summary.is_finite ? 1 : 0, 0};
+  }
+}
+
+#endif
+
+/// Places the arrays of RowWork in dynamic shared memory. Called with null, it only counts: returns the bytes.
+template <class T>
+struct GeneralMemory {
+  RowWork<T> work{};
+  AdjustMemory adjust{};
+
+  NVL_HOST_DEVICE std::size_t place(std::byte* base, int num_chunks, int values_capacity) {
+    std::size_t offset = 0;
+    const auto take = [&](auto*& array, std::size_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(base + offset);
+      offset += (count * sizeof(*array) + 15) / 16 * 16;
+    };
+    const auto n = static_cast<std::size_t>(num_chunks);
+    take(work.shared, 1);
+    take(work.candidates, max_candidates);
+    take(work.bins, num_bins);
+    take(work.maxima, n);
+    take(work.sums, n);
+    take(work.group_max, n * 32);
+    take(adjust.bits, n * chunk_bit_words);
+    take(adjust.ranks, n * chunk_bit_words);
+    take(adjust.values, static_cast<std::size_t>(values_capacity));
+    adjust.capacity = values_capacity;
+    return offset;
+  }
+};
+
+#if defined(__CUDACC__)
+
+/// The key that min-p asks for: of the least float whose probability is at least min_p times the largest one.
+__device__ inline std::uint32_t min_p_key(float max, float temperature, float min_p) {
+  const double inverse = 1.0 / double{temperature};
+  const double least = log(fmin(double{min_p}, 1.0));
+  const auto passes = [&](std::uint32_t key) { return (double{logit_of_key(key)} - double{max}) * inverse >= least; };
+  const double estimate = fmax(double{max} + least * double{temperature}, double{lowest_logit});
+  std::uint32_t key = min(logit_key(static_cast<float>(estimate)), logit_key(max));
+  for (int i = 0; i < 4 && key > lowest_key && passes(key - 1); ++i) { --key; }
+  for (int i = 0; i < 4 && !passes(key); ++i) { ++key; }
+  return min(key, logit_key(max));
+}
+
+/// The token of one row that top-k, top-p or min-p truncate, into shared.picked. `num_sorted` of the most likely tokens are in
+/// work.candidates, all of them if `is_all`; none if 0. By the whole block.
+template <int threads, class T>
+__device__ void draw_truncated(const RowWork<T>& work, const SamplingRow& options, int num_sorted, bool is_all) {
+  RowShared& shared = *work.shared;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const float max = shared.summary.max;
+  const bool has_top_k = options.top_k > 0 && options.top_k < work.row.vocab;
+  const bool has_top_p = options.top_p < 1.0f;
+  const double u = uniform(options.seed, options.choice, options.output_index);
+  const std::uint32_t min_key = options.min_p > 0.0f ? min_p_key(max, options.temperature, options.min_p) : lowest_key;
+
+  if (num_sorted > 0) {
+    if (thread < 32) {  // by likelihood: where the kept tokens end
+      const auto weight = [&](int i) { return logit_weight(candidate_logit(work.candidates[i]), max, work.scale); };
+      int kept = has_top_k ? min(options.top_k, num_sorted) : num_sorted;
+      const int per_lane = (kept + 31) / 32;
+      const int begin = min(lane * per_lane, kept), end = min(begin + per_lane, kept);
+      bool is_enough = has_top_k || is_all || !has_top_p;
+      if (has_top_p) {
+        double own = 0;
+        for (int i = begin; i < end; ++i) { own += double{weight(i)}; }
+        const double inclusive = warp_prefix_sum(own);
+        const double total = has_top_k ? __shfl_sync(all_lanes, inclusive, 31) : shared.summary.total;
+        const double wanted = total * double{options.top_p};
+        const std::uint32_t reached = __ballot_sync(all_lanes, inclusive >= wanted);
+        if (reached != 0) {
+          is_enough = true;
+          const int source = __ffs(static_cast<int>(reached)) - 1;
+          double sum = inclusive - own;
+          int count = begin;
+          while (count < end && sum < wanted) { sum += double{weight(count++)}; }
+          kept = ::max(__shfl_sync(all_lanes, count, source), 1);
+        }
+      }
+      int last = 0;  // min-p keeps a run, too
+      for (int i = lane; i < kept; i += 32) {
+        if (~static_cast<std::uint32_t>(work.candidates[i] >> 32) >= min_key) { last = i + 1; }
+      }
+      kept = static_cast<int>(__reduce_max_sync(all_lanes, static_cast<unsigned>(last)));
+      if (lane == 0) { shared.num_kept = is_enough ? kept : 0; }
+    }
+    __syncthreads();
+    const int kept = shared.num_kept;
+    if (kept > 0) {
+      for (int i = thread; i < kept; i += threads) {  // by id
+        const std::uint64_t c = work.candidates[i];
+        work.candidates[i] = (c << 32) | __float_as_uint(candidate_logit(c));
+      }
+      sort_block<threads>(work.candidates, kept);
+      if (thread < 32) {
+        const auto logit = [&](int i) { return __uint_as_float(static_cast<std::uint32_t>(work.candidates[i])); };
+        const PickedChunk picked = pick_chunk(u, kept, [&](int i) { return double{logit_weight(logit(i), max, work.scale)}; });
+        if (lane == 0) { shared.picked = {static_cast<int>(work.candidates[picked.chunk] >> 32), logit(picked.chunk)}; }
+      }
+      __syncthreads();
+      return;
+    }
+  }
+
+  const std::uint32_t max_key = logit_key(max);
+  LogitCut cut{lowest_key, all_ties};
+  double total = shared.summary.total;
+  if (has_top_k) {
+    cut = find_cut<threads, false>(work, double(options.top_k), lowest_key, max_key);
+    if (has_top_p) {
+      weigh_chunks<threads>(work, cut, work.sums);
+      const double tie_weight = logit_weight(logit_of_key(cut.key), max, work.scale);
+      double own = 0;
+      for (int c = thread; c < num_chunks(work.row.vocab); c += threads) {
+        own += double{work.sums[c]} + double(work.bins[c]) * tie_weight;
+      }
+      total = block_total<threads>(own, shared.double_scratch);
+    }
+  }
+  if (has_top_p) {
+    // Tokens further than this below the largest weigh less than 1 - top_p together.
+    const double farthest = log(double(work.row.vocab) / ((1.0 - double{options.top_p}) * total)) * 1.0001 + 1e-3;
+    const double least = fmax(double{max} - farthest * double{options.temperature}, double{lowest_logit});
+    const std::uint32_t low = ::max(cut.key, logit_key(static_cast<float>(least)));
+    const LogitCut by_mass = find_cut<threads, true>(work, total * double{options.top_p}, low, max_key);
+    if (by_mass.key > cut.key || by_mass.ties < cut.ties) { cut = by_mass; }
+  }
+  if (min_key > cut.key) { cut = {min_key, all_ties}; }
+  draw_above_cut<threads>(work, cut, u);
+}
+
+template <class T>
+__device__ __forceinline__ RowLists row_lists(const SampleParams<T>& p, const SamplingRow& options) {
+  const auto size = [](IndexRange r) { return static_cast<int>(r.end - r.begin); };
+  const bool has_penalty =
+      options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f || options.frequency_penalty != 0.0f;
+  return {.bias = p.logit_bias + options.bias.begin,
+          .banned = p.banned + options.banned.begin,
+          .history = p.history + options.history.begin,
+          .num_bias = size(options.bias),
+          .num_banned = size(options.banned),
+          .num_history = has_penalty ? size(options.history) : 0,
+          .num_prompt = static_cast<int>(options.num_prompt),
+          .has_penalty = has_penalty};
+}
+
+/// Each block takes one row after another.
+template <class Traits>
+NVL_KERNEL void __launch_bounds__(Traits::threads)
+    sample_general_kernel(const __grid_constant__ SampleParams<typename Traits::Element> p, int values_capacity) {
+  using T = typename Traits::Element;
+  constexpr int threads = Traits::threads;
+  extern __shared__ std::uint64_t shared_words[];
+  GeneralMemory<T> memory;
+  memory.place(reinterpret_cast<std::byte*>(shared_words), num_chunks(p.vocab), values_capacity);
+  RowWork<T>& work = memory.work;
+  RowShared& shared = *work.shared;
+  memory.adjust.scratch = shared.word_scratch;
+  memory.adjust.overflow =
+      static_cast<float*>(p.workspace) + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(p.vocab);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int n = num_chunks(p.vocab);
+  wait_for_previous();
+  let_next_start();
+
+  for (int row_index = static_cast<int>(blockIdx.x); row_index < p.num_rows; row_index += static_cast<int>(gridDim.x)) {
+    const SamplingRow& options = p.rows[row_index];
+    const bool is_greedy = options.temperature == 0.0f;
+    const bool wants_logprobs = options.num_logprobs >= 0;
+    const bool truncates = !is_greedy && (options.top_k > 0 || options.top_p < 1.0f || options.min_p > 0.0f);
+    work.row = logit_row(p, row_index);
+    work.scale = logit_scale(options.temperature);
+    work.adjust = {};
+    const RowLists lists = row_lists(p, options);
+    if (lists.num_bias + lists.num_banned > 0 || lists.has_penalty) {
+      work.adjust = build_adjustments<threads>(work.row, options, lists, memory.adjust);
+    }
+
+    for (int c = warp; c < n; c += Traits::warps) {
+      with_chunk<ChunkOrder::vectors>(work.row, work.adjust, c, [&](auto&& value, float lane_max, bool is_finite) {
+        const ChunkStat stat = chunk_stat(lane_max, is_finite, !is_greedy || wants_logprobs, work.scale, value);
+        work.group_max[c * 32 + lane] = lane_max;
+        if (lane == 0) {
+          work.maxima[c] = stat.max;
+          work.sums[c] = stat.sum;
+        }
+      });
+    }
+    __syncthreads();
+    if (warp == 0) {
+      const RowSummary summary = summarize_row(work.maxima, work.sums, n, work.scale);
+      if (lane == 0) { shared.summary = summary; }
+    }
+    __syncthreads();
+    const RowSummary summary = shared.summary;
+    if (!summary.is_finite) {
+      if (thread == 0) {
+        p.tokens[row_index] = 0;
+        p.results[row_index] = {0, 0.0f, 0, 0};
+      }
+      __syncthreads();
+      continue;
+    }
+
+    const double log_total = wants_logprobs ? log(summary.total) : 0.0;
+    const double inverse = is_greedy ? 1.0 : 1.0 / double{options.temperature};
+    const auto logprob = [&](float x) {
+      return static_cast<float>(fmax((double{x} - double{summary.max}) * inverse - log_total, double{lowest_logit}));
+    };
+
+    if (!truncates && warp == 0) {
+      const PickedToken picked = pick_from_all(options, work.maxima, work.sums, n, summary.max, work.scale, [&](int c, auto&& f) {
+        with_chunk<ChunkOrder::runs>(work.row, work.adjust, c, [&](auto&& value, float, bool) { f(value); });
+      });
+      if (lane == 0) { shared.picked = picked; }
+    }
+    // The most likely tokens in order, as many as the log-probabilities and the truncation ask for.
+    const int num_top = min(max(options.num_logprobs, 0), p.max_top_logprobs);
+    const bool has_top_k = options.top_k > 0 && options.top_k < p.vocab;
+    int wanted = num_top;
+    bool draws_from_sorted = false;
+    if (truncates && (has_top_k ? options.top_k <= max_sorted_wanted : options.top_p < 1.0f)) {
+      draws_from_sorted = true;
+      wanted = max(wanted, has_top_k ? options.top_k : nucleus_guess);
+    }
+    bool is_all = false;
+    const int num_sorted = wanted > 0 ? sort_most_likely<threads>(work, wanted, is_all) : 0;
+    const int num_written = min(num_top, num_sorted);
+    for (int i = thread; i < num_written; i += threads) {
+      const std::uint64_t c = work.candidates[i];
+      p.top_logprobs[static_cast<std::int64_t>(row_index) * p.max_top_logprobs + i] = {candidate_id(c),
+                                                                                       logprob(candidate_logit(c))};
+    }
+    __syncthreads();
+    if (truncates) { draw_truncated<threads>(work, options, draws_from_sorted ? num_sorted : 0, is_all); }
+    if (thread == 0) {
+      const PickedToken picked = shared.picked;
+      p.tokens[row_index] = picked.id;
+      p.results[row_index] = {picked.id, wants_logprobs ? logprob(picked.logit) : 0.0f, 1, num_written};
+    }
+    __syncthreads();
+  }
+}
+
+#endif
+
+template <class T>
+void check_sample_params(const SampleParams<T>& p) {
+  NVL_EXPECTS(p.vocab > 0, "sampling vocab", p.vocab, "positive");
+  NVL_EXPECTS(p.num_rows >= 0, "sampling num_rows", p.num_rows, "at least 0");
+  NVL_EXPECTS(p.row_stride >= p.vocab, "sampling row_stride", p.row_stride, "at least vocab");
+  NVL_EXPECTS(p.max_top_logprobs >= 0 && (p.max_top_logprobs == 0 || p.top_logprobs != nullptr), "sampling max_top_logprobs",
+              p.max_top_logprobs, "0, or positive with memory for them");
+}
+
+}  // namespace detail
+
+/// [logits] of the longest row that the general kernel takes.
+inline constexpr int max_sampled_vocab = 1 << 18;
+
+/// [bytes] of SampleParams::workspace for steps of at most `max_rows` rows.
+constexpr std::size_t sampling_workspace_bytes(int max_rows, int vocab) {
+  return static_cast<std::size_t>(std::min(max_rows, detail::max_general_blocks)) * static_cast<std::size_t>(vocab) *
+         sizeof(float);
+}
+
+#if defined(__CUDACC__)
+
+/// Samples any rows. Checks, configures, launches. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
+/// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
+template <class Traits>
+void launch_sample_general(const SampleParams<typename Traits::Element>& p, cudaStream_t stream) {
+  detail::check_sample_params(p);
+  NVL_EXPECTS(p.vocab <= max_sampled_vocab, "sampling vocab", p.vocab, "at most " + std::to_string(max_sampled_vocab));
+  NVL_EXPECTS(p.max_top_logprobs <= detail::max_sorted_wanted, "sampling max_top_logprobs", p.max_top_logprobs,
+              "at most " + std::to_string(detail::max_sorted_wanted));
+  NVL_EXPECTS(p.num_rows == 0 || p.workspace != nullptr, "sampling workspace", "null", "sampling_workspace_bytes() of memory");
+  if (p.num_rows == 0) { return; }
+  int device = 0, max_shared = 0;
+  NVL_CUDA_CHECK(cudaGetDevice(&device));
+  NVL_CUDA_CHECK(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  // Changed logits are kept in shared memory as far as it reaches, beyond in the workspace.
+  int capacity = 8192;
+  const auto bytes = [&] {
+    return detail::GeneralMemory<typename Traits::Element>{}.place(nullptr, detail::num_chunks(p.vocab), capacity);
+  };
+  while (capacity > 0 && bytes() > static_cast<std::size_t>(max_shared)) { capacity /= 2; }
+  NVL_EXPECTS(bytes() <= static_cast<std::size_t>(max_shared), "sampling vocab", p.vocab, "less: shared memory is full");
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(p.num_rows, detail::max_general_blocks))),
+                                    .block = dim3(Traits::threads),
+                                    .shared_bytes = bytes(),
+                                    .stream = stream,
+                                    .overlap_previous = p.overlap_previous};
+  NVL_CUDA_CHECK(detail::launch(config, detail::sample_general_kernel<Traits>, p, capacity));
+}
+
+/// Samples rows of which needs_general_sampling() is false; of other rows only temperature, seed, choice and output_index count.
+/// Checks, configures, launches. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
+/// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
+template <class Traits>
+void launch_sample_plain(const SampleParams<typename Traits::Element>& p, cudaStream_t stream) {
+  detail::check_sample_params(p);
+  if (p.num_rows == 0) { return; }
+  const auto kernel = detail::sample_plain_kernel<Traits>;
+  const int n = detail::num_chunks(p.vocab);
+  // As many blocks a row as fill the GPU twice, if the code in use can run clusters.
+  int device = 0, num_sms = 0;
+  NVL_CUDA_CHECK(cudaGetDevice(&device));
+  NVL_CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
+  cudaFuncAttributes attributes{};
+  NVL_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  int splits = 1;
+  while (attributes.binaryVersion >= 90 && splits * 2 <= Traits::max_splits && p.num_rows * splits * 2 <= 2 * num_sms &&
+         splits * Traits::warps < n) {
+    splits *= 2;
+  }
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(p.num_rows * splits)),
+                                    .block = dim3(Traits::threads),
+                                    .shared_bytes = static_cast<std::size_t>(n) * 2 * sizeof(float),
+                                    .stream = stream,
+                                    .cluster_size = static_cast<unsigned>(splits),
+                                    .overlap_previous = p.overlap_previous};
+  NVL_CUDA_CHECK(detail::launch(config, kernel, p, splits));
+}
+
+#endif
+
+}  // namespace kernels
+}  // namespace nvl::inline NVL_ABI
