@@ -75,14 +75,14 @@ class KernelTimer {
   KernelTime cold(Launch&& launch, int num_sets, std::size_t bytes_per_call) {
     const bool enough = bytes_per_call * static_cast<std::size_t>(num_sets) >= cold_bytes();
     // More calls than sets would find the data of the first round in the cache.
-    const int rounds = enough ? (options_.min_calls + num_sets - 1) / num_sets : 1;
+    const int rounds = enough ? (num_calls(launch) + num_sets - 1) / num_sets : 1;
     return measure(std::forward<Launch>(launch), num_sets * rounds, !enough);
   }
 
   /// Every call works on set 0.
   template <class Launch>
   KernelTime warm(Launch&& launch) {
-    return measure([&](int, cudaStream_t stream) { launch(0, stream); }, options_.min_calls, false);
+    return measure([&](int, cudaStream_t stream) { launch(0, stream); }, num_calls(launch), false);
   }
 
   /// What the op adds to a chain of other kernels, each overlapping the end of the one before: the time of (neighbour, op)
@@ -101,14 +101,22 @@ class KernelTimer {
     return time;
   }
 
-  /// [us] of one call of `num_calls` in a graph, over options().replays replays.
+  /// How many calls go into a graph: options().min_calls, but no more than 4 ms of them, where nothing is left to amortise and
+  /// the GPU would only get hot. At least one.
   template <class Launch>
-  KernelTime measure(Launch&& launch, int num_calls, bool flush_before_replay) {
+  int num_calls(Launch&& launch) {
+    const double us = measure(launch, 1, false, 1).median_us;
+    return static_cast<int>(std::clamp(4000.0 / us, 1.0, static_cast<double>(options_.min_calls)));
+  }
+
+  /// [us] of one call of `num_calls` in a graph, over options().replays replays or over `replays`.
+  template <class Launch>
+  KernelTime measure(Launch&& launch, int num_calls, bool flush_before_replay, int replays = 0) {
     const Graph graph(stream_, [&] {
       for (int i = 0; i < num_calls; ++i) { launch(i, stream_); }
     });
     std::vector<double> us;
-    for (int replay = -options_.warmup; replay < options_.replays; ++replay) {
+    for (int replay = -options_.warmup; replay < (replays > 0 ? replays : options_.replays); ++replay) {
       if (flush_before_replay) { flush_l2(); }
       delay_kernel<50'000><<<1, 1, 0, stream_>>>();
       NVL_CUDA_CHECK(cudaEventRecord(begin_, stream_));
