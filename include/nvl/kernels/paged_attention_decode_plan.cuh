@@ -1,0 +1,255 @@
+#pragma once
+/// How paged decode attention cuts the keys of a step over thread blocks. Made once a step on the device, used by every layer.
+///
+/// Keys are taken in tiles of 16. A unit is one sequence, KV head and block of query columns; its work is the sequence's tiles.
+/// All units stand in one line, sequence by sequence, and every thread block gets an equal run of that line (as stream-K does for
+/// matrix products, Osama et al. 2023, arXiv:2301.03598): a run begins and ends inside a unit, so at most two pieces of a run are
+/// parts of a unit that others finish. With fixed splits a unit is cut at multiples of `split_tiles` and nowhere else, so that a
+/// sequence's sums do not depend on its neighbours.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/kernels/detail/launch.cuh>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+namespace nvl::inline NVL_ABI {
+namespace kernels {
+
+/// What one thread block does: `num_tiles` tiles, from `tile` of `unit` of `seq` on.
+struct alignas(16) PagedDecodeSpan {
+  std::int32_t seq, unit, tile;      // `tile` counts from the sequence's first visible one
+  std::int32_t num_tiles;            // 0: nothing
+  std::int32_t first_block;          // thread block that has the first tile of the unit that the span begins in
+  std::int32_t last_block_of_first;  // that has the last tile of that unit
+  std::int32_t last_block_of_last;   // that has the last tile of the unit that the span ends in
+  std::int32_t block_stride;         // [blocks] from row to row of the block tables
+};
+
+/// Numbers of the balance. H200, 16/8 heads, head_dim 128: docs/kernels/paged_attention_decode.md has the measurements.
+struct PagedDecodeTuning {
+  std::int32_t unit_cost = 2;  // [tiles] that the start and end of a unit cost
+  std::int32_t min_piece = 2;  // [tiles] a unit is not cut so near to its ends
+  std::int32_t min_span = 8;   // [tiles] a thread block gets at least; fewer thread blocks work if there are not as many
+};
+
+namespace detail::paged_decode {
+
+inline constexpr int tile_tokens = 16;
+inline constexpr int max_blocks = 1024;  // thread blocks of one launch
+
+/// The sequences of a step, as the plan and the kernels see them. Pointers are to device memory.
+struct Batch {
+  const std::int32_t* seq_lens;
+  const std::int32_t* cu_query_lens;
+  const std::int32_t* block_stride;
+  std::int32_t num_seqs;
+  std::int32_t num_kv_heads;
+  std::int32_t group_size;
+  std::int32_t columns;  // of one unit: queries x heads that share its loads
+  std::int32_t max_query_len;
+  std::int32_t window;
+};
+
+/// One sequence: its tiles, and how many units have these tiles.
+struct SeqWork {
+  std::int32_t seq_len = 0, query_len = 0, query_row = 0;
+  std::int32_t first_tile = 0;  // of those that its first query sees
+  std::int32_t num_tiles = 0;   // 0: not decoded here
+  std::int32_t num_units = 0;
+};
+
+/// Where a span begins.
+struct Cut {
+  std::int32_t seq, unit, tile;
+};
+
+/// Where things are in the caller's workspace.
+struct Workspace {
+  unsigned* arrivals;           // [num_partials] pieces of a unit that are done; zero between kernels
+  PagedDecodeSpan* spans;       // [num_blocks]
+  std::int32_t* first_partial;  // [max_seqs] with fixed splits: where a sequence's partial sums begin, -1: it is not cut
+  std::int64_t* cost_end;       // [max_seqs] scratch of the plan
+  std::int64_t* tile_end;       // [max_seqs] likewise
+  float* partials;              // [num_partials, columns x (head_dim + 2)]
+  std::int32_t num_blocks;      // thread blocks of the attention kernel
+  std::int32_t num_partials;
+  std::int32_t split_tiles;  // 0: balanced
+};
+
+NVL_HOST_DEVICE constexpr std::int32_t ceil_div(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
+
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ SeqWork seq_work(const Batch& batch, std::int32_t seq) {
+  SeqWork w;
+  w.seq_len = batch.seq_lens[seq];
+  w.query_row = batch.cu_query_lens[seq];
+  w.query_len = batch.cu_query_lens[seq + 1] - w.query_row;
+  if (w.seq_len <= 0 || w.query_len <= 0 || w.query_len > batch.max_query_len) { return w; }
+  const std::int32_t first_token = batch.window > 0 ? max(0, w.seq_len - w.query_len + 1 - batch.window) : 0;
+  w.first_tile = first_token / tile_tokens;
+  w.num_tiles = (w.seq_len + tile_tokens - 1) / tile_tokens - w.first_tile;
+  w.num_units = batch.num_kv_heads * ((w.query_len * batch.group_size + batch.columns - 1) / batch.columns);
+  return w;
+}
+
+/// The first index of the sorted `values` whose value is above `x` (kAbove) or not below it.
+template <bool kAbove>
+__device__ inline std::int32_t search(const std::int64_t* values, std::int32_t count, std::int64_t x) {
+  std::int32_t low = 0, high = count;
+  while (low < high) {
+    const std::int32_t middle = (low + high) / 2;
+    const bool right = kAbove ? values[middle] <= x : values[middle] < x;
+    low = right ? middle + 1 : low;
+    high = right ? high : middle;
+  }
+  return low;
+}
+
+/// Sums of `x` over the threads before this one, and over all. Two barriers.
+template <int threads>
+__device__ inline std::int64_t exclusive_sum(std::int64_t x, std::int64_t& total, std::int64_t* scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  std::int64_t sum = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, offset);
+    sum += lane >= offset ? below : 0;
+  }
+  if (lane == 31) { scratch[warp] = sum; }
+  __syncthreads();
+  std::int64_t before = 0;
+  total = 0;
+#pragma unroll
+  for (int i = 0; i < threads / 32; ++i) {
+    before += i < warp ? scratch[i] : 0;
+    total += scratch[i];
+  }
+  __syncthreads();
+  return before + sum - x;
+}
+
+inline constexpr int plan_threads = 512;
+
+/// One thread block of plan_threads. A template only because a kernel in a header must be one.
+template <int threads>
+NVL_KERNEL void __launch_bounds__(threads)
+    paged_decode_plan_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Workspace ws,
+                             const __grid_constant__ PagedDecodeTuning tuning) {
+  constexpr int few = 1024;
+  __shared__ std::int64_t scratch[threads / 32];
+  __shared__ std::int64_t small[2][few];
+  __shared__ std::int64_t begin[max_blocks + 1];  // [tiles] of the line before the spans
+  __shared__ Cut cuts[max_blocks + 1];            // where they begin
+  detail::wait_for_previous();
+  detail::let_next_start();
+
+  std::int64_t* const cost_end = batch.num_seqs <= few ? small[0] : ws.cost_end;
+  std::int64_t* const tile_end = batch.num_seqs <= few ? small[1] : ws.tile_end;
+  const std::int32_t share = (batch.num_seqs + threads - 1) / threads;
+  const std::int32_t first = min(static_cast<std::int32_t>(threadIdx.x) * share, batch.num_seqs);
+  const std::int32_t last = min(first + share, batch.num_seqs);
+  const std::int32_t block_stride = *batch.block_stride;
+
+  std::int64_t cost = 0, tiles = 0, partials = 0;
+  const auto cost_of = [&](const SeqWork& w) {
+    return w.num_tiles > 0 ? std::int64_t{w.num_tiles + tuning.unit_cost} * w.num_units : 0;
+  };
+  const auto partials_of = [&](const SeqWork& w) {
+    return ws.split_tiles > 0 && w.num_tiles > ws.split_tiles
+               ? std::int64_t{(w.num_tiles + ws.split_tiles - 1) / ws.split_tiles} * w.num_units
+               : 0;
+  };
+  for (std::int32_t s = first; s < last; ++s) {
+    const SeqWork w = seq_work(batch, s);
+    cost += cost_of(w);
+    tiles += std::int64_t{w.num_tiles} * w.num_units;
+    partials += partials_of(w);
+  }
+  std::int64_t total_cost, total_tiles, total_partials;
+  cost = exclusive_sum<threads>(cost, total_cost, scratch);
+  tiles = exclusive_sum<threads>(tiles, total_tiles, scratch);
+  partials = exclusive_sum<threads>(partials, total_partials, scratch);
+  for (std::int32_t s = first; s < last; ++s) {
+    const SeqWork w = seq_work(batch, s);
+    cost_end[s] = cost += cost_of(w);
+    tile_end[s] = tiles += std::int64_t{w.num_tiles} * w.num_units;
+    if (ws.split_tiles > 0) {
+      const std::int64_t count = partials_of(w);
+      ws.first_partial[s] = count > 0 && partials + count <= ws.num_partials ? static_cast<std::int32_t>(partials) : -1;
+      partials += count;
+    }
+  }
+  __syncthreads();
+
+  // Spans of at least unit_cost + 2 min_piece are never empty, whichever way their ends are moved below.
+  const std::int64_t least = max(tuning.min_span, tuning.unit_cost + 2 * tuning.min_piece);
+  const auto active = static_cast<std::int32_t>(
+      max(std::int64_t{1}, min(static_cast<std::int64_t>(ws.num_blocks), total_cost / max(least, std::int64_t{1}))));
+  for (std::int32_t b = threadIdx.x; b <= active; b += threads) {
+    Cut cut{batch.num_seqs, 0, 0};
+    begin[b] = total_tiles;
+    const std::int64_t x = total_cost * b / active;
+    if (x < total_cost) {
+      std::int32_t s = search<true>(cost_end, batch.num_seqs, x);
+      const SeqWork w = seq_work(batch, s);
+      const std::int64_t within = x - (s > 0 ? cost_end[s - 1] : 0);
+      const std::int32_t unit_cost = w.num_tiles + tuning.unit_cost;
+      auto unit = static_cast<std::int32_t>(within / unit_cost);
+      std::int32_t tile = max(0, static_cast<std::int32_t>(within % unit_cost) - tuning.unit_cost);
+      if (ws.split_tiles > 0) {
+        const std::int32_t step = ws.first_partial[s] < 0 ? w.num_tiles : ws.split_tiles;
+        tile = min((tile + step / 2) / step * step, w.num_tiles);
+      } else if (tile < tuning.min_piece) {
+        tile = 0;
+      } else if (w.num_tiles - tile < tuning.min_piece) {
+        tile = w.num_tiles;
+      }
+      begin[b] = (s > 0 ? tile_end[s - 1] : 0) + std::int64_t{unit} * w.num_tiles + tile;
+      if (tile == w.num_tiles) {
+        tile = 0;
+        if (++unit == w.num_units) {
+          unit = 0;
+          ++s;
+        }
+      }
+      cut = {s, unit, tile};
+    }
+    cuts[b] = cut;
+  }
+  __syncthreads();
+
+  for (std::int32_t b = threadIdx.x; b < ws.num_blocks; b += threads) {
+    PagedDecodeSpan span{};
+    if (b < active && begin[b + 1] > begin[b]) {
+      span.seq = cuts[b].seq;
+      span.unit = cuts[b].unit;
+      span.tile = cuts[b].tile;
+      span.block_stride = block_stride;
+      span.num_tiles = static_cast<std::int32_t>(begin[b + 1] - begin[b]);
+      const auto last_block_of_unit_at = [&](std::int32_t at) {
+        const std::int64_t end = begin[at] - cuts[at].tile + seq_work(batch, cuts[at].seq).num_tiles;
+        return search<false>(begin, active, end) - 1;
+      };
+      span.first_block = b;
+      span.last_block_of_first = b;
+      if (span.tile > 0) {
+        span.first_block = search<true>(begin, active, begin[b] - span.tile) - 1;
+        span.last_block_of_first = last_block_of_unit_at(b);
+      }
+      span.last_block_of_last = cuts[b + 1].tile == 0 ? b : last_block_of_unit_at(b + 1);
+    }
+    ws.spans[b] = span;
+  }
+}
+
+#endif
+
+}  // namespace detail::paged_decode
+}  // namespace kernels
+}  // namespace nvl::inline NVL_ABI
