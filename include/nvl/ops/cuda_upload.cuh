@@ -34,7 +34,7 @@
 namespace nvl::inline NVL_ABI {
 
 struct UploadOptions {
-  std::size_t staging_bytes = std::size_t{32} << 20;  // page-locked memory; as much on the device while types are converted
+  std::size_t staging_bytes = std::size_t{16} << 20;  // page-locked memory; as much on the device while types are converted
   std::int32_t num_threads = 0;                       // that copy; 0: as many as are of use here
 };
 
