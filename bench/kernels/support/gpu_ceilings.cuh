@@ -5,8 +5,8 @@
 
 namespace nvl_bench {
 
-/// Read-only and copy bandwidth: the best of a few launch shapes of a plain kernel over arrays of 2 GiB. With `gemm` also the
-/// bf16 rate of cuBLASLt. Fills in the datasheet's figures by the device's name.
+/// Bandwidth of reading 2 GiB and of copying 1 GiB. With `gemm` also the bf16 rate of cuBLASLt. Fills in the datasheet's figures by
+/// the device's name.
 Ceilings measure_ceilings(KernelTimer& timer, bool gemm);
 
 /// Clocks, power and temperature in the middle of about 10 ms of work.

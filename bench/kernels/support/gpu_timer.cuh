@@ -15,23 +15,30 @@
 
 namespace nvl_bench {
 
-/// Reads `size` 16-byte words, keeping several loads of each thread in flight. `sink` is never written with real data. Loads
-/// are plain ones: lines loaded as evict-first would leave what is in the L2 cache where it is.
-template <int unroll>
-NVL_KERNEL void __launch_bounds__(512) read_kernel(const uint4* data, std::size_t size, unsigned* sink) {
-  unsigned sum = 0;
-  const std::size_t chunk = std::size_t{512} * unroll;
-  for (std::size_t at = blockIdx.x * chunk + threadIdx.x; at < size; at += gridDim.x * chunk) {
-    uint4 words[unroll];
+/// Reads `size` 16-byte words, eight loads of each thread in flight. `sink` is never written with real data. Loads are plain ones:
+/// lines loaded as evict-first would leave what is in the L2 cache where it is.
+template <int threads>
+NVL_KERNEL void __launch_bounds__(threads) read_kernel(const uint4* data, std::size_t size, unsigned* sink) {
+  constexpr int unroll = 8;
+  const std::size_t first = std::size_t{blockIdx.x} * threads * unroll + threadIdx.x;
+  uint4 words[unroll];
 #pragma unroll
-    for (int i = 0; i < unroll; ++i) {
-      const std::size_t place = at + std::size_t{512} * static_cast<std::size_t>(i);
-      words[i] = place < size ? __ldcg(data + place) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int i = 0; i < unroll; ++i) { sum ^= words[i].x ^ words[i].y ^ words[i].z ^ words[i].w; }
+  for (int i = 0; i < unroll; ++i) {
+    const std::size_t place = first + std::size_t{threads} * static_cast<std::size_t>(i);
+    words[i] = place < size ? __ldcg(data + place) : make_uint4(0, 0, 0, 0);
   }
+  unsigned sum = 0;
+#pragma unroll
+  for (int i = 0; i < unroll; ++i) { sum ^= words[i].x ^ words[i].y ^ words[i].z ^ words[i].w; }
   if (sum == 0x9e3779b9u && sink != nullptr) { *sink = sum; }
+}
+
+/// Enqueues a read of `size` 16-byte words.
+inline void launch_read(const uint4* data, std::size_t size, cudaStream_t stream) {
+  constexpr std::size_t threads = 512, words_per_block = threads * 8;
+  const auto blocks = static_cast<unsigned>((size + words_per_block - 1) / words_per_block);
+  read_kernel<threads><<<blocks, threads, 0, stream>>>(data, size, nullptr);
+  NVL_CUDA_CHECK(cudaGetLastError());
 }
 
 /// Takes `cycles` of the SM's clock: the host gets ahead of the device, so that no gap between an event and a graph
@@ -149,10 +156,7 @@ class KernelTimer {
   }
 
   /// Enqueues a read of 1 GiB.
-  void flush_l2() {
-    read_kernel<8><<<132 * 4, 512, 0, stream_>>>(flush_buffer_.data(), flush_words, nullptr);
-    NVL_CUDA_CHECK(cudaGetLastError());
-  }
+  void flush_l2() { launch_read(flush_buffer_.data(), flush_words, stream_); }
 
   /// One empty kernel in a graph, and one of a chain of empty kernels with overlap: the least that anything measures here.
   HarnessOverhead overhead() {

@@ -39,11 +39,12 @@ struct KernelResources {
 
 /// What this GPU reached in this run; 0 where it was not measured.
 struct Ceilings {
-  double read_gbps = 0;         // a large array read once
-  double copy_gbps = 0;         // a large array copied, bytes read and bytes written
-  double bf16_tflops = 0;       // cuBLASLt, 8192 x 8192 x 8192, random normal values
-  double datasheet_gbps = 0;    // of the GPU's name, 0 if it is not known here
-  double datasheet_tflops = 0;  // dense bf16
+  double read_gbps = 0;              // a large array read once
+  double copy_gbps = 0;              // a large array copied, bytes read and bytes written
+  double bf16_tflops = 0;            // cuBLASLt, 8192 x 8192 x 8192, random normal values, with a pause before each product
+  double bf16_sustained_tflops = 0;  // the same, back to back: the GPU lowers its clocks to keep to its power
+  double datasheet_gbps = 0;         // of the GPU's name, 0 if it is not known here
+  double datasheet_tflops = 0;       // dense bf16
 };
 
 /// By what a row is judged.

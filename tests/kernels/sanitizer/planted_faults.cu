@@ -21,8 +21,12 @@ __global__ void reverse_kernel(int* out, const int* in, Faults faults) {
   const auto thread = static_cast<int>(threadIdx.x);
   values[thread] = in[thread];
   if (faults.divergent_barrier) {
-    // One half of a warp waits where the other never comes.
-    if (thread % 32 < 16) { __syncthreads(); }
+    // Half of the second warp waits where the other half never comes.
+    if (thread < 48) {
+      values[thread] += 1;
+      __syncthreads();
+      values[thread] += values[47 - thread];
+    }
   } else if (!faults.race) {
     __syncthreads();
   }
