@@ -1,16 +1,13 @@
 #pragma once
 /// On which device a benchmark ran.
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#ifndef NVL_CUDA_TOOLKIT
-#define NVL_CUDA_TOOLKIT "unknown"
-#endif
 
 namespace nvl_bench {
 
@@ -44,29 +41,27 @@ inline int clock_of(const std::string& field) {
 
 }  // namespace detail
 
-/// From a line of `nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader,nounits`.
+/// From a line of `nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.mem --format=csv,noheader,nounits`.
 inline DeviceReport parse_nvidia_smi(std::string_view line) {
-  DeviceReport report{.kind = "cuda", .name = "unknown", .driver = "unknown", .toolkit = NVL_CUDA_TOOLKIT};
+  DeviceReport report;
+  report.kind = "cuda";
   const std::vector<std::string> fields = detail::comma_separated(line);
-  if (fields.size() < 4 || fields[0].empty()) { return report; }
-  report.name = fields[0];
-  report.driver = fields[1];
-  report.sm_clock_mhz = detail::clock_of(fields[2]);
-  report.mem_clock_mhz = detail::clock_of(fields[3]);
+  if (fields.size() < 3) { return report; }
+  report.driver = fields[0];
+  report.sm_clock_mhz = detail::clock_of(fields[1]);
+  report.mem_clock_mhz = detail::clock_of(fields[2]);
   return report;
 }
 
-/// The device that `--device` names. Asks nvidia-smi, so that this needs no CUDA; takes up to a second. Clocks are those of this
-/// moment: call it while the device is busy or just has been.
-inline DeviceReport device_report(std::string_view kind, int ordinal = 0) {
-  if (kind != "cuda") { return {}; }
+/// Driver and clocks of this moment. Takes up to a second; without the program the fields stay empty.
+inline DeviceReport query_nvidia_smi(int ordinal) {
   const std::string command = "nvidia-smi -i " + std::to_string(ordinal) +
-                              " --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader,nounits 2>/dev/null";
+                              " --query-gpu=driver_version,clocks.sm,clocks.mem --format=csv,noheader,nounits 2>/dev/null";
   std::string line;
   if (std::FILE* const pipe = ::popen(command.c_str(), "r")) {
     std::array<char, 512> text{};
     if (std::fgets(text.data(), static_cast<int>(text.size()), pipe) != nullptr) { line = text.data(); }
-    ::pclose(pipe);
+    if (::pclose(pipe) != 0) { line.clear(); }
   }
   return parse_nvidia_smi(line);
 }

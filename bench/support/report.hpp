@@ -1,6 +1,8 @@
 #pragma once
 /// What a benchmark says about its numbers: on which machine, with which build and command, and how they spread.
 
+#include "bench/support/device_report.hpp"
+
 #include <nvl/core/dtype.hpp>
 #include <nvl/version.hpp>
 
@@ -94,7 +96,7 @@ inline std::string compiler() {
 
 /// The part of the JSON report that is the same for every benchmark.
 inline Json environment(const std::vector<std::string>& command, const std::string& model, nvl::DType dtype,
-                        std::int32_t num_threads) {
+                        std::int32_t num_threads, const DeviceReport& device = {}) {
   std::string words;
   for (const std::string& word : command) { words += (words.empty() ? "" : " ") + word; }
   const std::time_t now = std::time(nullptr);
@@ -108,7 +110,14 @@ inline Json environment(const std::vector<std::string>& command, const std::stri
   json["git_commit"] = NVL_GIT_COMMIT;
   json["compiler"] = compiler() + " (" NVL_BUILD_FLAGS ")";
   json["cpu"] = cpu_model();
-  json["device"] = "cpu";
+  json["device"] = device.kind;
+  if (!device.name.empty()) {
+    json["device_name"] = device.name;
+    json["driver"] = device.driver;
+    json["cuda_toolkit"] = device.toolkit;
+    json["sm_clock_mhz"] = device.sm_clock_mhz;
+    json["mem_clock_mhz"] = device.mem_clock_mhz;
+  }
   json["num_threads"] = num_threads;
   json["model"] = model;
   json["dtype"] = std::string(nvl::info(dtype).name);
@@ -137,7 +146,9 @@ inline std::string markdown_table(const std::vector<std::vector<std::string>>& r
 /// The header of a printed report, from environment().
 inline std::string markdown_header(const Json& environment, std::string_view title) {
   std::string out = "## nvl-bench " + std::string(title) + "\n\n";
-  for (const char* key : {"command", "model", "dtype", "cpu", "num_threads", "compiler", "nvl_version", "git_commit", "date"}) {
+  for (const char* key : {"command", "model", "dtype", "device_name", "driver", "cuda_toolkit", "sm_clock_mhz", "mem_clock_mhz",
+                          "cpu", "num_threads", "compiler", "nvl_version", "git_commit", "date"}) {
+    if (!environment.contains(key)) { continue; }
     const Json& value = environment.at(key);
     out += "- " + std::string(key) + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
   }

@@ -380,8 +380,9 @@ class Bench(ProgramTest):
         self.assertIn("throughput", self.ok("--help"))
         self.assertIn("--num-iters-warmup", self.ok("latency", "--help"))
         self.assertIn("--random-range-ratio", self.ok("throughput", "--help"))
-        self.fails(says="latency or throughput")
-        self.fails("speed", says="latency or throughput")
+        self.assertIn("--checkpoint-dir", self.ok("startup", "--help"))
+        self.fails(says="latency or throughput or startup")
+        self.fails("speed", says="latency or throughput or startup")
         self.fails("--input-len", "3", "latency", says="behind the command")
         self.check_broken_models("latency")
 
@@ -410,6 +411,77 @@ class Bench(ProgramTest):
         self.assertEqual(report["all_decode_tokens_per_s"], [])
         self.assertGreater(report["prefill_tokens_per_s"], 0)
 
+    def test_the_nano_vllm_load_is_run_whole(self):
+        out, report = self.report("throughput", "--random-weights", "tiny", "--dataset", "nano-vllm", "--verify", 2,
+                                  "--verify-output-len", 4, "--peak-bandwidth", 1, "--peak-tflops", 10)
+        for field, value in {"dataset": "nano-vllm", "num_prompts": 256, "total_input": 142827, "total_output": 133966,
+                             "temperature": 0.6, "cached_tokens": 0, "num_runs": 1, "fresh_ids": False}.items():
+            self.assertEqual(report[field], value, field)
+        self.assertGreaterEqual(report["steps"], 1024)
+        self.assertAlmostEqual(report["output_throughput"], 133966 / report["duration"], places=4)
+        # Each step of a running sequence gives one token, and a prompt may take several steps.
+        self.assertGreaterEqual(report["mean_batch"] * report["steps"], 133966 - 1e-3)
+        # 2 layers x 2 x 2 heads x 16 x 4 bytes a token; the sum over requests is that of Qwen3-0.6B's 13.85 TB.
+        self.assertEqual(report["kv_read_bytes"], 13853760356352 / 114688 * 512)
+        self.assertAlmostEqual(report["share_of_limit"], report["output_throughput"] / report["limit_output_throughput"], places=9)
+        for word in ["exposed host time", "share of it [%]", "output tokens/s", "2 requests, 8 of 8 greedy tokens"]:
+            self.assertIn(word, out)
+
+    def test_runs_with_fresh_ids_and_with_the_same(self):
+        load = ("--random-weights", "tiny", "--num-prompts", 4, "--input-len", 40, "--output-len", 6)
+        _, report = self.report("throughput", *load, "--num-runs", 3, "--num-warmups", 2)
+        self.assertEqual((len(report["warmups"]), len(report["runs"])), (2, 3))
+        durations = sorted(run["duration"] for run in report["runs"])
+        self.assertEqual(report["duration"], durations[1])
+        self.assertEqual([run["cached_tokens"] for run in report["warmups"] + report["runs"]], [0] * 5)
+        self.assertTrue(report["fresh_ids"])
+
+    def test_answers_are_checked_before_a_speed_is_printed(self):
+        tiny = ("--random-weights", "tiny", "--dtype", "bfloat16", "--input-len", 40, "--output-len", 6)
+        for command in ["latency", "throughput"]:
+            out, report = self.report(command, *tiny, "--verify", 5)
+            verified = report["verified"]
+            self.assertEqual((verified["requests"], verified["tokens"]), (5, 30))
+            self.assertLess(verified["worst_regret"], verified["regret_limit"] / 2)
+            self.assertGreater(verified["decisive_tokens"], 5)
+            self.assertIn("5 requests", out)
+            out, report = self.report(command, *tiny)
+            self.assertIsNone(report["verified"])
+            self.assertIn("were not checked", out)
+            with tempfile.TemporaryDirectory() as folder:
+                file = pathlib.Path(folder) / "report.json"
+                status, out, err = run(command, *tiny, "--verify", 5, "--verify-control", "--output-json", file)
+                self.assertEqual((status, out, os.listdir(folder)), (1, "", []))
+                self.assertRegex(err, "^nvl-bench: error: the results are wrong, so no speed is printed: [0-9]+ of 30 greedy tokens")
+        self.fails("latency", *tiny, "--verify-control", says="--verify-control needs")
+        self.fails("latency", "-m", self.tiny / "qwen3", "--verify", 2, "--verify-control", says="--verify-control needs")
+        out, report = self.report("latency", "-m", self.tiny / "qwen3", "--verify", 3, "--input-len", 20, "--output-len", 5)
+        self.assertEqual(report["verified"]["same_tokens"], 15)
+
+    def test_startup_report(self):
+        with tempfile.TemporaryDirectory() as folder:
+            made = pathlib.Path(folder) / "made"
+            out, report = self.report("startup", "--random-weights", "tiny", "--num-iters", 3, "--input-len", 30, "--verify", 2,
+                                      "--checkpoint-dir", made)
+            self.assertEqual(sorted(os.listdir(made)), ["config.json", "model.safetensors"])
+            self.assertEqual(report["model_bytes"], sum(file.stat().st_size for file in made.iterdir()))
+            self.assertEqual((report["model"], report["dtype"], report["num_iters"], report["input_len"]), ("tiny", "float32", 3, 30))
+            # Two answers of 32 tokens, and the first token of each process.
+            self.assertEqual((report["verified"]["requests"], report["verified"]["tokens"]), (2 + 3, 2 * 32 + 3))
+            self.assertEqual(len(report["all_time_to_first_token_s"]), 3)
+            self.assertEqual(report["time_to_first_token_s"], sorted(report["all_time_to_first_token_s"])[1])
+            self.assertEqual(list(report["phases_ms"]), ["main", "opened", "first_layer", "weights", "engine", "first_token"])
+            self.assertTrue(all(value > 0 for value in report["phases_ms"].values()), report["phases_ms"])
+            self.assertIn("process start to first token", out)
+            # What was written is a model for every program.
+            _, report = self.report("startup", "-m", made, "--num-iters", 1, "--input-len", 30)
+            self.assertEqual(report["model"], "made")
+            _, report = self.report("latency", "-m", made, "--input-len", 30, "--output-len", 4, "--num-iters", 1)
+            self.assertEqual(report["dtype"], "float32")
+        before = set(pathlib.Path(tempfile.gettempdir()).glob("nvl-bench-*"))
+        self.report("startup", "--random-weights", "tiny", "--num-iters", 1, "--dtype", "bfloat16")
+        self.assertEqual(set(pathlib.Path(tempfile.gettempdir()).glob("nvl-bench-*")), before)
+
     def test_throughput_report(self):
         out, report = self.report("throughput", "--model", self.tiny / "gguf" / "qwen3.gguf", "--num-prompts", 9,
                                   "--input-len", 20, "--output-len", 10, "--random-range-ratio", 0.5)
@@ -429,6 +501,17 @@ class Bench(ProgramTest):
             return report["total_input"], report["total_output"]
         self.assertEqual(load(3), load(3))
         self.assertNotEqual(load(3), load(4))
+
+    def test_bad_loads_are_refused(self):
+        tiny = ("throughput", "--random-weights", "tiny")
+        self.fails(*tiny, "--dataset", "sharegpt", says=["--dataset is \"sharegpt\"", "nano-vllm or random"])
+        self.fails(*tiny, "--dataset", "nano-vllm", "--input-len", 5, says="--dataset nano-vllm fixes its lengths")
+        self.fails("throughput", "-m", self.tiny / "qwen3", "--dataset", "nano-vllm", says=["ids up to 10000", "--dataset random"])
+        for option, value in [("--num-runs", 0), ("--num-warmups", -1), ("--verify", -1), ("--verify-input-len", 0),
+                              ("--verify-output-len", 0), ("--peak-bandwidth", -1), ("--peak-tflops", -2)]:
+            self.fails(*tiny, option, value, says=option)
+        self.fails("startup", "-m", "x", "--checkpoint-dir", "y", says="--checkpoint-dir is where")
+        self.fails("startup", "-m", "no/such/model", says="no/such/model")
 
     def test_bad_values_are_refused(self):
         self.fails("latency", says="--model")

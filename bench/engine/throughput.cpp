@@ -1,0 +1,208 @@
+#include "bench/engine/commands.hpp"
+#include "bench/engine/rounds.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <utility>
+
+namespace nvl_bench {
+
+using nvl_examples::Progress;
+using nvl_examples::UsageError;
+
+void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
+  common.add_model_to(parser);
+  parser.group("Load");
+  parser.option("--dataset", dataset, "NAME",
+                "nano-vllm: what its bench.py asks, 256 requests of 100 to 1024 tokens in and out; or random. "
+                "Default: nano-vllm, unless a length or number is given.");
+  parser.option("--num-prompts", num_prompts, "N", "random: requests. Default: 64.");
+  parser.option("--input-len", input_len, "N", "random: prompt tokens of a request. Default: 512.");
+  parser.option("--output-len", output_len, "N", "random: output tokens of a request. Default: 128.");
+  parser.option("--random-range-ratio", range_ratio, "R",
+                "random: lengths vary evenly from (1 - R) to (1 + R) times the given ones. Default: 0.");
+  parser.option("--temperature", temperature, "T", "Default: 0.6 for nano-vllm, 0 for random.");
+  parser.option("--num-runs", num_runs, "N",
+                "Runs of the load that are counted; the one of median time is reported. Default: 1.");
+  parser.option("--num-warmups", num_warmups, "N", "Runs before them. Default: 1 with --fresh-ids, else 0.");
+  parser.flag("--fresh-ids", fresh_ids,
+              "Each counted run has the same lengths and new ids, so that the prefix cache is cold; random always does.");
+  common.add_rest_to(parser);
+}
+
+void ThroughputCommand::validate() {
+  common.validate();
+  const bool is_described = num_prompts || input_len || output_len || range_ratio;
+  const std::string name = dataset.value_or(is_described ? "random" : "nano-vllm");
+  if (name != "nano-vllm" && name != "random") { throw UsageError("--dataset is \"" + name + "\": must be nano-vllm or random"); }
+  if (name == "nano-vllm" && is_described) {
+    throw UsageError(
+        "--dataset nano-vllm fixes its lengths: --num-prompts, --input-len, --output-len and --random-range-ratio "
+        "belong to --dataset random");
+  }
+  dataset = name;
+  require_at_least_one("--num-prompts", num_prompts.value_or(1));
+  require_at_least_one("--input-len", input_len.value_or(1));
+  require_at_least_one("--output-len", output_len.value_or(1));
+  require_at_least_one("--num-runs", num_runs);
+  const double ratio = range_ratio.value_or(0);
+  if (!(ratio >= 0 && ratio < 1)) { throw UsageError("--random-range-ratio is " + fixed(ratio, 3) + ": must be in [0, 1)"); }
+  if (num_warmups.value_or(0) < 0) {
+    throw UsageError("--num-warmups is " + std::to_string(*num_warmups) + ": must not be negative");
+  }
+}
+
+Workload ThroughputCommand::make_load(const nvl::ModelConfig& config, RandomIds& random) const {
+  Workload load;
+  if (dataset == "nano-vllm") {
+    load = nano_vllm_workload();
+    if (config.vocab_size < load.num_ids) {
+      throw UsageError("--dataset nano-vllm has ids up to " + std::to_string(load.num_ids - 1) + ", the model's vocabulary is " +
+                       std::to_string(config.vocab_size) + ": --dataset random takes any");
+    }
+  } else {
+    load = random_workload(num_prompts.value_or(64), {input_len.value_or(512), output_len.value_or(128)}, range_ratio.value_or(0),
+                           config.vocab_size, random);
+  }
+  load.temperature = static_cast<float>(temperature.value_or(load.temperature));
+  return load;
+}
+
+namespace {
+
+Json to_json(const Round& round) {
+  return {{"duration", round.elapsed},
+          {"output_throughput", static_cast<double>(round.output_tokens) / round.elapsed},
+          {"steps", round.num_steps},
+          {"mean_batch", round.mean_batch},
+          {"exposed_host_us", round.exposed_host_us},
+          {"cached_tokens", round.cached_tokens},
+          {"preemptions", round.num_preemptions}};
+}
+
+/// The counted run of median duration; of two in the middle the slower.
+const Round& median_round(const std::vector<Round>& rounds) {
+  std::vector<std::size_t> order(rounds.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return rounds[a].elapsed < rounds[b].elapsed; });
+  return rounds[order[order.size() / 2]];
+}
+
+}  // namespace
+
+int ThroughputCommand::run(const std::vector<std::string>& command) {
+  validate();
+  BenchModel model(common);
+  RandomIds random(model.config().vocab_size, common.seed);
+  const Workload load = make_load(model.config(), random);
+  RandomIds fresh(load.num_ids, common.seed + 1);
+  const bool always_fresh = fresh_ids || load.name == "random";
+
+  nvl::EngineOptions options;
+  options.max_num_seqs = static_cast<std::int32_t>(std::clamp<std::size_t>(load.size(), 2, 256));
+  if (common.model.device != "cpu") { options.max_num_batched_tokens = 16384; }  // as the peers
+  options.max_model_len = load.max_total_len();
+  const OpenedEngine opened = open_engine(model, common, options);
+  nvl::AnyEngine& engine = *opened.engine;
+  if (common.model.device == "cpu") { check_together_and_alone(engine, load.lengths().front(), random); }
+  const std::optional<Verdict> verdict = verify_engine(engine, model, common, load, load.size());
+
+  std::vector<Round> warmups, rounds;
+  {
+    Progress bar("throughput");
+    const std::int32_t before = num_warmups.value_or(fresh_ids ? 1 : 0);
+    for (std::int32_t i = 0; i < before + num_runs; ++i) {
+      const bool counts = i >= before;
+      const bool is_replay = !always_fresh || (!counts && i == 0);
+      std::vector<Round>& list = counts ? rounds : warmups;
+      list.push_back(run_round(engine, is_replay ? load : load.with_fresh_ids(fresh), !always_fresh && i > 0, &bar));
+    }
+  }
+  const DeviceReport device = describe_device(common);
+
+  const Round& round = median_round(rounds);
+  const auto output_tokens = static_cast<double>(round.output_tokens);
+  const auto total_tokens = static_cast<double>(round.input_tokens + round.output_tokens);
+  const ModelBytes bytes = model.bytes();
+  const LoadWork work = LoadWork::of(bytes, load.lengths());
+  Json json = report_head(command, model, common, device);
+  json["dataset"] = load.name;
+  json["num_prompts"] = load.size();
+  if (load.name == "random") {
+    json["input_len"] = input_len.value_or(512);
+    json["output_len"] = output_len.value_or(128);
+    json["random_range_ratio"] = range_ratio.value_or(0);
+  }
+  json["temperature"] = temperature.value_or(load.name == "random" ? 0.0 : 0.6);
+  json["fresh_ids"] = always_fresh;
+  json["num_runs"] = num_runs;
+  json["load_s"] = opened.load_seconds;
+  add_verdict(json, verdict);
+  json["duration"] = round.elapsed;
+  json["completed"] = load.size();
+  json["failed"] = 0;
+  json["total_input"] = round.input_tokens;
+  json["total_output"] = round.output_tokens;
+  json["request_throughput"] = static_cast<double>(load.size()) / round.elapsed;
+  json["output_throughput"] = output_tokens / round.elapsed;
+  json["total_token_throughput"] = total_tokens / round.elapsed;
+  json["steps"] = round.num_steps;
+  json["mean_batch"] = round.mean_batch;
+  json["exposed_host_us"] = round.exposed_host_us;
+  json["preemptions"] = round.num_preemptions;
+  json["cached_tokens"] = round.cached_tokens;
+  json["kv_read_bytes"] = work.kv_read_bytes;
+  json["kv_read_bandwidth"] = work.kv_read_bytes / round.elapsed;
+
+  TableRows rows{{"quantity", "value"},
+                 {"output tokens/s", fixed(output_tokens / round.elapsed, 1)},
+                 {"total tokens/s", fixed(total_tokens / round.elapsed, 1)},
+                 {"requests/s", fixed(static_cast<double>(load.size()) / round.elapsed, 2)},
+                 {"duration [s]", fixed(round.elapsed, 3)},
+                 {"input tokens", std::to_string(round.input_tokens)},
+                 {"output tokens", std::to_string(round.output_tokens)},
+                 {"prompt tokens in the prefix cache", std::to_string(round.cached_tokens)},
+                 {"steps", std::to_string(round.num_steps)},
+                 {"sequences in a step, mean", fixed(round.mean_batch, 1)},
+                 {"preemptions", std::to_string(round.num_preemptions)},
+                 {"exposed host time a step [us]", fixed(round.exposed_host_us, 2)},
+                 {"K and V read by decode [TB]", fixed(work.kv_read_bytes / 1e12, 3)},
+                 {"the same over the whole time [TB/s]", fixed(work.kv_read_bytes / round.elapsed / 1e12, 3)}};
+  if (const PeakRates peak = peak_rates(common, device); peak.known()) {
+    const double limit = work.seconds(bytes, peak);
+    json["peak_read_bandwidth"] = peak.read_bytes;
+    json["peak_matmul_flops"] = peak.matmul_flops;
+    json["limit_output_throughput"] = output_tokens / limit;
+    json["share_of_limit"] = limit / round.elapsed;
+    rows.push_back(
+        {"K and V read, share of the read bandwidth [%]", fixed(100 * work.kv_read_bytes / round.elapsed / peak.read_bytes, 1)});
+    rows.push_back({"output tokens/s that the device could reach", fixed(output_tokens / limit, 0)});
+    rows.push_back({"share of it [%]", fixed(100 * limit / round.elapsed, 1)});
+  }
+  TableRows runs{{"run", "duration [s]", "output tokens/s", "cached tokens", "steps", "mean batch"}};
+  const auto add_runs = [&](const std::string& name, const std::vector<Round>& list, const char* key) {
+    json[key] = Json::array();
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      json[key].push_back(to_json(list[i]));
+      runs.push_back({name + std::to_string(i + 1), fixed(list[i].elapsed, 3),
+                      fixed(static_cast<double>(list[i].output_tokens) / list[i].elapsed, 1),
+                      std::to_string(list[i].cached_tokens), std::to_string(list[i].num_steps), fixed(list[i].mean_batch, 1)});
+    }
+  };
+  add_runs("warm-up ", warmups, "warmups");
+  add_runs("", rounds, "runs");
+  TableRows times{distribution_head};
+  add_request_times(json, times, std::span(&round, 1));
+
+  std::string tables = std::to_string(load.size()) + " requests submitted at once (" + load.name + ", " +
+                       std::to_string(load.input_tokens()) + " tokens in, " + std::to_string(load.output_tokens()) +
+                       " out, temperature " + fixed(load.temperature, 1) + ").\n\n" + verdict_text(verdict) +
+                       markdown_table(rows);
+  if (runs.size() > 2) { tables += "\n" + markdown_table(runs); }
+  tables += "\n" + markdown_table(times);
+  finish_report(common, "throughput", json, tables);
+  return 0;
+}
+
+}  // namespace nvl_bench
