@@ -42,6 +42,8 @@ inline AttentionMetadata metadata_of(const StepInput& in) noexcept {
 struct AttentionShape {
   std::int32_t num_q_heads = 0;
   KvLayout kv;
+  std::int32_t window = 0;      // [tokens] of the layers with a sliding window; 0 = there are none
+  bool has_full_layers = true;  // there are layers without one
 };
 
 /// One layer's call: out = softmax(scale * q k^T + mask) v, causal, over the paged K and V that hold the new tokens already.

@@ -72,6 +72,8 @@ struct ModelConfig {
   std::int32_t q_size() const noexcept { return num_q_heads * head_dim; }
   std::int32_t kv_size() const noexcept { return num_kv_heads * head_dim; }
   std::int32_t qkv_size() const noexcept { return q_size() + 2 * kv_size(); }
+  bool has_windowed_layers() const noexcept { return sliding_window > 0 && first_windowed_layer < num_layers; }
+  bool has_full_layers() const noexcept { return sliding_window == 0 || first_windowed_layer > 0; }
   /// [tokens] of layer `layer`'s window, 0 = all
   std::int32_t window(std::int32_t layer) const noexcept { return layer >= first_windowed_layer ? sliding_window : 0; }
 };

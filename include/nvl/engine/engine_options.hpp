@@ -69,12 +69,17 @@ inline std::string to_table(const MemoryPlan& plan, std::int32_t block_size) {
   return table;
 }
 
-inline StepLimits step_limits(const MemoryPlan& plan, const EngineOptions& options, std::int32_t block_size) noexcept {
+inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan, const EngineOptions& options,
+                              std::int32_t block_size) noexcept {
+  const auto num_eos = static_cast<std::int32_t>(config.eos_token_ids.size());
   return {.num_blocks = plan.num_blocks,
           .block_size = block_size,
           .max_num_tokens = options.max_num_batched_tokens,
           .max_num_seqs = options.max_num_seqs,
-          .max_model_len = plan.max_model_len};
+          .max_model_len = plan.max_model_len,
+          .max_logit_bias = options.limits.max_logit_bias,
+          .max_banned = options.limits.max_stop_token_ids + num_eos,
+          .max_logprobs = options.limits.max_logprobs};
 }
 
 /// What `options` mean for a model whose activations and KV have `element_bytes`, on a device with `device` memory, of which
@@ -105,7 +110,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * element_bytes;
 
-  plan.fixed = fixed_memory(step_limits(plan, options, block_size));
+  plan.fixed = fixed_memory(step_limits(config, plan, options, block_size));
 
   const std::int64_t blocks_per_seq = ceil_div<std::int64_t>(plan.max_model_len, block_size);
   const std::int64_t most_useful = blocks_per_seq * options.max_num_seqs;

@@ -145,6 +145,7 @@ std::size_t place_workspace(const PagedDecodeParams<typename Traits::Element>& p
   const auto max_seqs = static_cast<std::size_t>(p.max_seqs);
   place(ws.arrivals, static_cast<std::size_t>(ws.num_partials));
   place(ws.spans, static_cast<std::size_t>(ws.num_blocks));
+  place(ws.first_ids, static_cast<std::size_t>(ws.num_blocks) * 32);
   place(ws.first_partial, ws.split_tiles > 0 ? max_seqs : 0);
   place(ws.cost_end, max_seqs);
   place(ws.tile_end, max_seqs);
@@ -157,12 +158,14 @@ Batch batch_of(const PagedDecodeParams<T>& p, int columns) {
   return {.seq_lens = p.seq_lens,
           .cu_query_lens = p.cu_query_lens,
           .block_stride = p.block_stride,
+          .block_tables = p.block_tables,
           .num_seqs = p.num_seqs,
           .num_kv_heads = p.layout.num_kv_heads,
           .group_size = group_size(p),
           .columns = columns,
           .max_query_len = p.max_query_len,
-          .window = p.window};
+          .window = p.window,
+          .block_size_log2 = std::countr_zero(static_cast<unsigned>(p.layout.block_size))};
 }
 
 /// The layer as the copy engine sees it: [panels of 64 elements][rows of all blocks, K, V and heads][64], 16 rows at a time.
@@ -261,13 +264,11 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
   impl::KernelArgs<T> args{.out = p.out,
                            .q = p.q,
                            .kv = p.kv,
-                           .block_tables = p.block_tables,
                            .q_row_stride = p.q_row_stride,
                            .block_elements = p.layout.block_elements(),
                            .k_to_v = p.layout.v_offset(0, 0, 0),
                            .batch = {},
                            .workspace = {},
-                           .block_size_log2 = std::countr_zero(static_cast<unsigned>(p.layout.block_size)),
                            .depth = 0,
                            .scale_log2 = p.scale * 1.4426950408889634f,
                            .softcap_log2 = p.softcap * 1.4426950408889634f,
@@ -302,23 +303,27 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
 #endif
 
 /// Calls `f.template operator()<Traits>()` with the traits for these shapes: split-KV for bf16 and fp16 at head_dim 64, 80, 96,
-/// 128 and 256, plain for everything else.
-template <class T, class F>
+/// 128 and 256, plain for everything else. `kHeadDim` other than 0 is the only one that is compiled.
+template <class T, int kHeadDim = 0, class F>
 decltype(auto) with_paged_decode_traits(const PagedDecodeParams<T>& p, F&& f) {
   if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, fp16>) {
     const bool wide = detail::paged_decode::group_size(p) * p.max_query_len > 8;
-    const auto with = [&]<int kHeadDim>(std::integral_constant<int, kHeadDim>) {
-      constexpr int warps = kHeadDim > 128 ? 4 : 8;
-      return wide ? f.template operator()<PagedDecodeTraits<T, kHeadDim, PagedDecodeOptions<2, warps>>>()
-                  : f.template operator()<PagedDecodeTraits<T, kHeadDim, PagedDecodeOptions<1, warps>>>();
+    const auto with = [&]<int kDim>(std::integral_constant<int, kDim>) {
+      constexpr int warps = kDim > 128 ? 4 : 8;
+      return wide ? f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeOptions<2, warps>>>()
+                  : f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeOptions<1, warps>>>();
     };
-    switch (p.layout.head_dim) {
-      case 64: return with(std::integral_constant<int, 64>{});
-      case 80: return with(std::integral_constant<int, 80>{});
-      case 96: return with(std::integral_constant<int, 96>{});
-      case 128: return with(std::integral_constant<int, 128>{});
-      case 256: return with(std::integral_constant<int, 256>{});
-      default: break;
+    if constexpr (kHeadDim == 0) {
+      switch (p.layout.head_dim) {
+        case 64: return with(std::integral_constant<int, 64>{});
+        case 80: return with(std::integral_constant<int, 80>{});
+        case 96: return with(std::integral_constant<int, 96>{});
+        case 128: return with(std::integral_constant<int, 128>{});
+        case 256: return with(std::integral_constant<int, 256>{});
+        default: break;
+      }
+    } else if constexpr (kHeadDim >= 64) {
+      return with(std::integral_constant<int, kHeadDim>{});
     }
   }
   return f.template operator()<PagedDecodePlainTraits<T>>();

@@ -72,6 +72,7 @@ struct PrefixId {
   std::uint64_t high = 0;
   std::uint64_t low = 0;
   friend constexpr auto operator<=>(const PrefixId&, const PrefixId&) = default;
+  friend constexpr bool operator==(const PrefixId&, const PrefixId&) = default;  // implied; nvcc 13.0 leaves it out if not said
 };
 
 /// Refinement: full blocks are found again by their content.

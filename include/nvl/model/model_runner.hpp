@@ -50,7 +50,11 @@ class ModelRunner {
         weights_(load_weights(config, source, ops_, context, progress)),
         rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
         kv_(device, elements_to_bytes(layout_.layer_elements() * config.num_layers)),
-        attention_(AttentionShape{.num_q_heads = context.slice(config.num_q_heads).size(), .kv = layout_}, ops_),
+        attention_(AttentionShape{.num_q_heads = context.slice(config.num_q_heads).size(),
+                                  .kv = layout_,
+                                  .window = config.has_windowed_layers() ? config.sliding_window : 0,
+                                  .has_full_layers = config.has_full_layers()},
+                   ops_),
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device, context);
     ops_.finish_loading();

@@ -6,6 +6,7 @@
 #include <nvl/core/error.hpp>
 #include <nvl/kernels/detail/launch.cuh>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +24,10 @@ class CudaEvent {
  public:
   explicit CudaEvent(unsigned flags = cudaEventDisableTiming) { NVL_CUDA_CHECK(cudaEventCreateWithFlags(&event_, flags)); }
   CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  CudaEvent& operator=(CudaEvent&&) = delete;
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
   ~CudaEvent() {
     if (event_ != nullptr) { static_cast<void>(cudaEventDestroy(event_)); }
   }
@@ -188,9 +192,12 @@ class CudaDevice {
 
   /// [seconds] that the device spent between the end of a step and the start of the next, so far.
   double idle_seconds() const noexcept { return idle_seconds_; }
-  void add_idle_seconds(double seconds) noexcept { idle_seconds_ += seconds; }
-  void mark_hung() noexcept { has_hung_ = true; }
-  bool has_hung() const noexcept { return has_hung_; }
+  /// Counts the time from `end` of one step to `begin` of the next, both past and recorded with timing.
+  void add_idle(const CudaEvent& end, const CudaEvent& begin) {
+    float milliseconds = 0.0f;
+    NVL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, end.get(), begin.get()));
+    idle_seconds_ += std::max(milliseconds, 0.0f) * 1e-3;
+  }
 
  private:
   static void select(std::int32_t ordinal) {

@@ -24,10 +24,6 @@ namespace nvl::inline NVL_ABI {
 /// the step before it has been computed, being in the same stream.
 class CudaStepStage {
  public:
-  /// Flat arrays of a step, besides those whose lengths follow from `limits`.
-  static constexpr std::size_t max_bias_per_seq = 1024;
-  static constexpr std::size_t max_banned_per_seq = 256;
-
   CudaStepStage(CudaDevice& device, const StepLimits& limits)
       : device_(device),
         capacity_(step_bytes(largest(limits))),
@@ -70,8 +66,8 @@ class CudaStepStage {
             .num_seqs = seqs,
             .max_blocks_per_seq = ceil_div(length, static_cast<std::size_t>(limits.block_size)),
             .num_samples = seqs,
-            .num_logit_bias = seqs * max_bias_per_seq,
-            .num_banned = seqs * max_banned_per_seq,
+            .num_logit_bias = seqs * static_cast<std::size_t>(limits.max_logit_bias),
+            .num_banned = seqs * static_cast<std::size_t>(limits.max_banned),
             .num_history = seqs * length,
             .num_copies = seqs};
   }

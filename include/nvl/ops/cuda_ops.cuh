@@ -1,0 +1,363 @@
+#pragma once
+/// DeviceOps on a CUDA device: the kernels of nvl/kernels in one stream. A step is staged, run ahead of the host, and, if it is a
+/// decode step, replayed from a CUDA graph that was recorded at start-up.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/device_options.hpp>
+#include <nvl/core/dtype.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/host_tensor.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/core/kv_layout.hpp>
+#include <nvl/core/model_config.hpp>
+#include <nvl/core/rope_table.hpp>
+#include <nvl/core/step.hpp>
+#include <nvl/core/step_limits.hpp>
+#include <nvl/core/weight_names.hpp>
+#include <nvl/kernels/block_copy.cuh>
+#include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/embed.cuh>
+#include <nvl/kernels/gated_activation.cuh>
+#include <nvl/kernels/linear.cuh>
+#include <nvl/kernels/qk_norm_rope_store.cuh>
+#include <nvl/kernels/rms_norm.cuh>
+#include <nvl/kernels/rope.cuh>
+#include <nvl/kernels/sampling.cuh>
+#include <nvl/ops/cuda_device.cuh>
+#include <nvl/ops/cuda_graphs.cuh>
+#include <nvl/ops/cuda_step_stage.cuh>
+#include <nvl/ops/cuda_upload.cuh>
+#include <nvl/ops/device_ops.hpp>
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+namespace nvl::inline NVL_ABI {
+
+/// A matrix in device memory, owned by the device's reserve.
+template <class T>
+struct CudaWeight {
+  T* data = nullptr;  // [out_features, in_features]
+  T* bias = nullptr;  // [out_features], or nullptr
+  std::int32_t out_features = 0;
+  std::int32_t in_features = 0;
+};
+
+template <class T>
+struct CudaVector {
+  T* data = nullptr;
+  std::int32_t size = 0;
+};
+
+/// Element types: bf16, fp16, float. Norms, softmax and sums are in float. `kBatchInvariant`: a row's numbers do not depend on
+/// what else is in the step, bit for bit, at some cost in speed.
+template <class T, bool kBatchInvariant = false>
+class CudaOps {
+  static_assert(std::same_as<T, float> || std::same_as<T, bf16> || std::same_as<T, fp16>,
+                "nvl: CudaOps computes with bf16, fp16 or float");
+
+ public:
+  using Element = T;
+  using Device = CudaDevice;
+  using Weight = CudaWeight<T>;
+  using Vector = CudaVector<T>;
+  using Rope = kernels::DeviceRopeTable;
+  static constexpr bool runs_ahead = true;
+  static constexpr bool is_batch_invariant = kBatchInvariant;
+
+  /// What it will take of the device's reserve, and what the driver will for the graphs.
+  static FixedMemory fixed_memory(const ModelConfig& config, const StepLimits& limits, const DeviceOptions& options) {
+    FixedMemory memory;
+    for (const WeightSpec& spec : expected_weights(config)) {
+      std::int64_t elements = 1;
+      for (const std::int64_t extent : spec.shape) { elements *= extent; }
+      memory.weight_bytes += Device::buffer_bytes(elements * std::int64_t{sizeof(T)});
+    }
+    const auto buffer = [](std::size_t num_bytes) { return Device::buffer_bytes(static_cast<std::int64_t>(num_bytes)); };
+    const auto rows = static_cast<std::size_t>(limits.max_num_seqs);
+    memory.workspace_bytes = CudaStepStage::device_bytes(limits) + buffer(rope_bytes(config, limits)) +
+                             buffer(Linear::default_workspace_bytes) +
+                             buffer(kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)) +
+                             buffer(results_layout(limits).bytes()) + buffer(rows * sizeof(TokenId)) + 65536;
+    if (options.use_graphs) { memory.graph_bytes = CudaGraphs::estimated_bytes(config.num_layers, limits.max_num_seqs); }
+    return memory;
+  }
+
+  CudaOps(CudaDevice& device, const ModelConfig& config, const StepLimits& limits)
+      : device_(device),
+        limits_(limits),
+        stage_(device, limits),
+        graphs_(device.options().use_graphs ? limits.max_num_seqs : 0),
+        linear_workspace_(device, Linear::default_workspace_bytes),
+        linear_(std::span(linear_workspace_.template as<std::byte>(), linear_workspace_.size_bytes())),
+        results_layout_(results_layout(limits)),
+        sampler_workspace_(device, kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)),
+        results_(device, results_layout_.bytes()),
+        sampled_(device, static_cast<std::size_t>(limits.max_num_seqs) * sizeof(TokenId)),
+        slots_{Slot(results_layout_.bytes()), Slot(results_layout_.bytes())} {
+    require_multiple_of_8("hidden_size", config.hidden_size);
+    require_multiple_of_8("intermediate_size", config.intermediate_size);
+    require_multiple_of_8("head_dim", config.head_dim);
+    uploader_.emplace(device.stream());
+  }
+
+  CudaOps(const CudaOps&) = delete;
+  CudaOps& operator=(const CudaOps&) = delete;
+
+  CudaDevice& device() noexcept { return device_; }
+  cudaStream_t stream() const noexcept { return device_.stream(); }
+  const StepLimits& limits() const noexcept { return limits_; }
+
+  // --- Loading ---------------------------------------------------------------------------------------------------------------
+
+  Weight load_weight(std::span<const HostTensor* const> parts, std::span<const HostTensor* const> biases = {}) {
+    Weight w;
+    w.in_features = static_cast<std::int32_t>(parts.front()->shape.back());
+    for (const HostTensor* part : parts) { w.out_features += static_cast<std::int32_t>(part->num_rows()); }
+    w.data = upload_stacked(parts, std::int64_t{w.out_features} * w.in_features);
+    if (!biases.empty()) { w.bias = upload_stacked(biases, w.out_features); }
+    return w;
+  }
+
+  Vector load_vector(const HostTensor& tensor) {
+    const HostTensor* const parts[] = {&tensor};
+    const auto size = num_elements(tensor);
+    return {.data = upload_stacked(parts, size), .size = static_cast<std::int32_t>(size)};
+  }
+
+  Rope load_rope(const RopeTable& table) {
+    const std::vector<float> packed = kernels::pack_rope_table(table);
+    const std::size_t bytes = packed.size() * sizeof(float);
+    auto* const cos_sin = reinterpret_cast<float*>(device_.take(bytes));
+    NVL_CUDA_CHECK(cudaMemcpyAsync(cos_sin, packed.data(), bytes, cudaMemcpyHostToDevice, stream()));
+    NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
+    return kernels::device_rope_table(table, cos_sin);
+  }
+
+  void finish_loading() {
+    uploader_->finish();
+    uploader_.reset();
+    NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
+  }
+
+  /// Records the decode steps of all batch sizes that are replayed. Each runs once before: the libraries load what they need.
+  template <class Run>
+  void capture_graphs(Run&& run) {
+    device_.make_current();
+    StepInput nothing;
+    nothing.min_query_len = nothing.max_query_len = 1;
+    is_capturing_ = true;
+    graphs_.capture(
+        stream(), [&](std::int32_t num_seqs) { run(stage_.stage(nothing, num_seqs)); },
+        [&](std::int32_t num_seqs) { run(stage_.view_of_decode(num_seqs)); });
+    is_capturing_ = false;
+    NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
+  }
+
+  // --- Steps -----------------------------------------------------------------------------------------------------------------
+
+  const StepInput& stage(const StepInput& in) {
+    device_.make_current();
+    slots_[num_executed_ % slots_.size()].begin.record(stream());
+    staged_rows_ = in.sampling;
+    const bool is_decode = in.max_query_len == 1 && in.num_samples() == in.num_seqs() && in.copies.empty();
+    staged_graph_ = is_decode ? graphs_.find(in.num_seqs()) : nullptr;
+    return stage_.stage(in, staged_graph_ != nullptr ? staged_graph_->num_seqs : 0);
+  }
+
+  template <class Body>
+  void execute(const StepInput& step, StepOutput&, Body&& body) {
+    Slot& slot = slots_[num_executed_++ % slots_.size()];
+    slot.num_rows = static_cast<std::int32_t>(staged_rows_.size());
+    const bool is_general = kernels::needs_general_sampling(staged_rows_);
+    if (staged_graph_ != nullptr) {
+      graphs_.launch(*staged_graph_, stream());
+      // The graph takes every row for a plain one; where some are not, all choose again.
+      if (is_general) { launch_sampler(step, recorded_logits_, recorded_vocab_size_, true); }
+    } else {
+      body();
+    }
+    const bool has_logprobs =
+        std::any_of(staged_rows_.begin(), staged_rows_.end(), [](const SamplingRow& row) { return row.num_logprobs > 0; });
+    NVL_CUDA_CHECK(cudaMemcpyAsync(slot.results.data(), results_.template as<std::byte>(),
+                                   results_layout_.bytes(slot.num_rows, has_logprobs), cudaMemcpyDeviceToHost, stream()));
+    slot.end.record(stream());
+  }
+
+  void await(StepOutput& out) {
+    device_.make_current();
+    Slot& slot = slots_[num_awaited_++ % slots_.size()];
+    device_.wait(slot.end);
+    if (num_awaited_ > 1) { device_.add_idle(last_end_, slot.begin); }
+    std::swap(last_end_, slot.end);
+    out.sampled.resize(static_cast<std::size_t>(slot.num_rows));
+    results_layout_.read(slot.results.data(), out.sampled);
+  }
+
+  std::span<const float> read(const float* values, std::size_t n) {
+    read_back_.resize(n);
+    NVL_CUDA_CHECK(cudaMemcpyAsync(read_back_.data(), values, n * sizeof(float), cudaMemcpyDeviceToHost, stream()));
+    NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
+    return read_back_;
+  }
+
+  /// The one kernel of a step that does not overlap the one before it: whatever follows may count on all of the steps before,
+  /// on this step's arrays and on the plan of its attention.
+  void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
+    kernels::launch_embed<T>({.out = out,
+                              .table = table.data,
+                              .ids = ids.data(),
+                              .sampled = sampled_.template as<TokenId>(),
+                              .num_rows = static_cast<int>(ids.size()),
+                              .hidden = table.in_features},
+                             stream(), false);
+  }
+
+  void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    kernels::launch_rms_norm<T>({.out = out, .x = x, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps},
+                                stream());
+  }
+
+  void add_rms_norm(T* out, T* residual, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    kernels::launch_rms_norm<T>(
+        {.out = out, .x = x, .residual = residual, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps}, stream());
+  }
+
+  void linear(T* out, const T* x, const Weight& w, std::int32_t rows) { run_linear(out, x, w, rows); }
+  void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { run_linear(out, x, w, rows); }
+
+  void qk_norm_rope_store(const QkNormRopeStore<CudaOps>& call) {
+    kernels::launch_qk_norm_rope_store<T>({.qkv = call.qkv,
+                                           .positions = call.positions.data(),
+                                           .slot_mapping = call.slot_mapping.data(),
+                                           .q_norm = call.q_norm != nullptr ? call.q_norm->data : nullptr,
+                                           .k_norm = call.k_norm != nullptr ? call.k_norm->data : nullptr,
+                                           .rope = *call.rope,
+                                           .layout = call.layout,
+                                           .kv = call.kv,
+                                           .num_q_heads = call.num_q_heads,
+                                           .num_tokens = static_cast<int>(call.positions.size()),
+                                           .eps = call.eps},
+                                          stream());
+  }
+
+  void gated_activation(T* out, const T* gate_up, std::int32_t rows, std::int32_t n, Activation activation) {
+    kernels::launch_gated_activation<T>({.out = out, .gate_up = gate_up, .num_tokens = rows, .n = n, .activation = activation},
+                                        stream());
+  }
+
+  void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+    kernels::launch_gather_rows<T>(out, x, rows.data(), static_cast<int>(rows.size()), hidden, stream());
+  }
+
+  void copy_blocks(T* kv, const KvLayout& layout, std::int32_t num_layers, std::span<const BlockCopy> copies) {
+    kernels::launch_block_copy<T>({.kv = kv,
+                                   .layout = layout,
+                                   .num_layers = num_layers,
+                                   .copies = copies.data(),
+                                   .num_copies = static_cast<int>(copies.size())},
+                                  stream());
+  }
+
+  /// out.sampled is filled by `await`.
+  void sample(const StepInput& in, const float* logits, std::int32_t vocab_size, StepOutput&) {
+    recorded_logits_ = logits;
+    recorded_vocab_size_ = vocab_size;
+    launch_sampler(in, logits, vocab_size, !is_capturing_ && kernels::needs_general_sampling(staged_rows_));
+  }
+
+ private:
+  using Linear = kernels::Linear<kBatchInvariant>;
+
+  /// What the host needs of a step that runs.
+  struct Slot {
+    explicit Slot(std::size_t result_bytes) : results(result_bytes) {}
+    PinnedBuffer results;
+    CudaEvent begin{cudaEventDefault}, end{cudaEventDefault};
+    std::int32_t num_rows = 0;
+  };
+
+  static kernels::SamplingResultLayout results_layout(const StepLimits& limits) noexcept {
+    return {.max_rows = limits.max_num_seqs, .max_top_logprobs = limits.max_logprobs};
+  }
+
+  static std::size_t rope_bytes(const ModelConfig& config, const StepLimits& limits) noexcept {
+    return static_cast<std::size_t>(limits.max_model_len) * static_cast<std::size_t>(config.head_dim) * sizeof(float);
+  }
+
+  static void require_multiple_of_8(const char* what, std::int32_t value) {
+    if (value % 8 != 0) {
+      raise(Unsupported(std::string(what) + " is " + std::to_string(value) + ": the CUDA kernels need a multiple of 8"));
+    }
+  }
+
+  static std::int64_t num_elements(const HostTensor& tensor) noexcept { return tensor.num_rows() * tensor.shape.back(); }
+
+  T* upload_stacked(std::span<const HostTensor* const> parts, std::int64_t elements) {
+    auto* const data = reinterpret_cast<T*>(device_.take(static_cast<std::size_t>(elements) * sizeof(T)));
+    T* to = data;
+    for (const HostTensor* part : parts) {
+      uploader_->upload(*part, to);
+      to += num_elements(*part);
+    }
+    return data;
+  }
+
+  template <class Out>
+  void run_linear(Out* out, const T* x, const Weight& w, std::int32_t rows) {
+    linear_.run(out, x, w.data, w.bias, rows, w.out_features, w.in_features, stream());
+  }
+
+  void launch_sampler(const StepInput& in, const float* logits, std::int32_t vocab_size, bool is_general) {
+    auto* const results = results_.template as<std::byte>();
+    const kernels::SampleParams<float> params{.logits = logits,
+                                              .row_stride = vocab_size,
+                                              .rows = in.sampling.data(),
+                                              .logit_bias = in.logit_bias.data(),
+                                              .banned = in.banned.data(),
+                                              .history = in.history.data(),
+                                              .tokens = sampled_.template as<TokenId>(),
+                                              .results = results_layout_.rows(results),
+                                              .top_logprobs = results_layout_.top_logprobs(results),
+                                              .workspace = sampler_workspace_.template as<void>(),
+                                              .max_top_logprobs = results_layout_.max_top_logprobs,
+                                              .num_rows = in.num_samples(),
+                                              .vocab = vocab_size};
+    if (is_general) {
+      kernels::launch_sample_general<kernels::SampleGeneralTraits<float>>(params, stream());
+    } else {
+      kernels::launch_sample_plain<kernels::SamplePlainTraits<float>>(params, stream());
+    }
+  }
+
+  CudaDevice& device_;
+  StepLimits limits_;
+  CudaStepStage stage_;
+  CudaGraphs graphs_;
+  CudaDevice::Buffer linear_workspace_;
+  Linear linear_;
+  kernels::SamplingResultLayout results_layout_;
+  CudaDevice::Buffer sampler_workspace_, results_, sampled_;
+  std::optional<WeightUploader> uploader_;
+  std::array<Slot, 2> slots_;  // of the step that runs and of the one launched ahead of it
+  CudaEvent last_end_{cudaEventDefault};
+  std::uint64_t num_executed_ = 0, num_awaited_ = 0;
+  std::span<const SamplingRow> staged_rows_;  // of the step staged last, in host memory
+  const CudaGraphs::Graph* staged_graph_ = nullptr;
+  bool is_capturing_ = false;
+  const float* recorded_logits_ = nullptr;
+  std::int32_t recorded_vocab_size_ = 0;
+  std::vector<float> read_back_;
+};
+
+}  // namespace nvl::inline NVL_ABI
