@@ -119,6 +119,12 @@ ChildRun run_child(const std::vector<std::string>& words) {
   return run;
 }
 
+/// A device may have said something before.
+std::string last_line(std::string text) {
+  while (text.ends_with('\n')) { text.pop_back(); }
+  return text.substr(text.rfind('\n') + 1);
+}
+
 }  // namespace
 
 double monotonic_seconds() { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); }
@@ -166,7 +172,7 @@ int StartupCommand::run(const std::vector<std::string>& command) {
     for (std::int32_t i = 0; i < num_iters; ++i) {
       bar.update(static_cast<double>(i) / num_iters);
       const ChildRun run = run_child(words);
-      const Json child = Json::parse(run.output);
+      const Json child = Json::parse(last_line(run.output));
       double last = run.started;
       for (std::size_t p = 0; p < phases.size(); ++p) {
         times[p].push_back(child.at(phases[p].key).get<double>() - last);
@@ -254,7 +260,7 @@ int run_startup_child(int argc, const char* const* argv, double main_seconds) {
                                                             token = event.token;
                                                           },
                                                       .on_finish = {}});
-  while (engine->step()) {}
+  while (engine->has_work()) { engine->step(); }
   if (token < 0) { throw std::runtime_error("the engine gave no token: " + engine->failure()); }
   json["token"] = token;
   std::printf("%s\n", json.dump().c_str());
