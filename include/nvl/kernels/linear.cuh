@@ -8,13 +8,16 @@
 #include <nvl/kernels/cublaslt_gemm.cuh>
 #include <nvl/kernels/gemm_algo_cache.hpp>
 #include <nvl/kernels/gemm_tuner.cuh>
+#include <nvl/kernels/skinny_gemm.cuh>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
@@ -26,6 +29,14 @@ namespace nvl::inline NVL_ABI {
 namespace kernels {
 
 #if defined(__CUDACC__)
+
+/// Where no search was made: is the kernel of skinny_gemm.cuh the faster one? As measured on an H200 with weights that no cache
+/// holds, between kernels that overlap (docs/kernels/linear.md).
+inline bool prefers_skinny_gemm(const GemmKey& key) noexcept {
+  const std::int64_t weights = std::int64_t{key.out_features} * key.in_features;
+  if (key.in == DType::float32) { return false; }
+  return key.num_rows <= (weights <= 32 << 20 ? 64 : 16) && weights <= 128 << 20;
+}
 
 /// Runs the linear layers of one stream; one thread at a time. The first call of a shape may load kernels: make it before the
 /// stream is captured.
@@ -40,26 +51,44 @@ class Linear {
 
   /// Pointers: device memory, aligned to 16 bytes. Asynchronous on `stream`; allocates no device memory; may be captured.
   /// \param out [num_rows, out_features], not overlapping the others \param x [num_rows, in_features]
-  /// \param w [out_features, in_features] \param bias [out_features] or nullptr \param num_rows 0 launches nothing
+  /// \param w [out_features, in_features] \param bias [out_features], or nullptr, as it has to be where Out is not T
+  /// \param num_rows 0 launches nothing
   /// \throws InvalidArgument that names the field, its value and the rule; CudaError that names the call
   template <class T, class Out>
   void run(Out* out, const T* x, const T* w, const T* bias, std::int32_t num_rows, std::int32_t out_features,
            std::int32_t in_features, cudaStream_t stream) {
+    const Out* out_bias = nullptr;
     if constexpr (std::is_same_v<T, Out>) {
-      cublaslt_.run(GemmParams<T, Out>{out, x, w, bias, num_rows, out_features, in_features}, stream);
+      out_bias = bias;
     } else {
-      NVL_EXPECTS(bias == nullptr, "linear bias", "there", "nullptr where the result is float and x is not");
-      cublaslt_.run(GemmParams<T, Out>{out, x, w, nullptr, num_rows, out_features, in_features}, stream);
+      NVL_EXPECTS(bias == nullptr, "linear bias", "there", "nullptr where the result is of another type than x");
+    }
+    const SkinnyGemmParams<T, Out> own{out, x, w, out_bias, num_rows, out_features, in_features};
+    if constexpr (kBatchInvariant) {
+      launch_skinny_gemm(own, stream, true);
+    } else {
+      const GemmParams<T, Out> params{out, x, w, out_bias, num_rows, out_features, in_features};
+      check_gemm_params(params);
+      if (num_rows == 0) { return; }
+      const GemmKey key = gemm_key(params);
+      if (uses_own_kernel(key)) { return launch_skinny_gemm(own, stream); }
+      cublaslt_.run(key, num_rows, {out, x, w, bias}, stream);
     }
   }
 
   /// Measures, for each key, every algorithm there is, and uses the fastest from now on. Waits for the device.
+  /// \tparam T of x and w in all keys; results are T or float
+  /// \throws InvalidArgument for a key of other types; CudaError
+  template <class T>
   GemmTuneReport tune(const GemmTuneOptions& options) {
     const auto begin = std::chrono::steady_clock::now();
     const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
     GemmTuneReport report;
     GemmTuner tuner(options.scratch);
     for (const GemmKey& key : options.keys) {
+      NVL_EXPECTS(key.in == dtype_of<T>, "input type of a gemm to tune", info(key.in).name, std::string(info(dtype_of<T>).name));
+      NVL_EXPECTS(key.out == dtype_of<T> || (key.out == DType::float32 && !key.has_bias), "output type of a gemm to tune",
+                  info(key.out).name, "that of the input, or float32 without a bias");
       if (records_.contains(key)) {
         ++report.num_known;
       } else if (elapsed() >= options.max_seconds) {
@@ -67,7 +96,7 @@ class Linear {
       } else if (!tuner.begin(key)) {
         ++report.num_skipped;
       } else {
-        tune_key(tuner, key, options.max_candidates);
+        tune_key<T>(tuner, key, options.max_candidates);
         ++report.num_tuned;
       }
     }
@@ -100,12 +129,30 @@ class Linear {
   void save_cache(const std::filesystem::path& path) const { write_gemm_cache(path, CublasLtGemm::identity(), records()); }
 
  private:
+  static constexpr std::int32_t skinny_variant = 0;     // GemmAlgo::own_variant: launch_skinny_gemm
+  static constexpr std::int32_t max_skinny_rows = 256;  // for which it is worth a try
+
   bool use(const GemmRecord& record) {
-    if (!cublaslt_.set_algo(record.key, record.algo)) { return false; }
+    const bool is_own = record.algo.own_variant == skinny_variant;
+    if (!is_own && !cublaslt_.set_algo(record.key, record.algo)) { return false; }
     records_.insert_or_assign(record.key, record);
     return true;
   }
 
+  bool uses_own_kernel(const GemmKey& key) const {
+    const auto found = records_.find(key);
+    return found != records_.end() ? found->second.algo.own_variant == skinny_variant : prefers_skinny_gemm(key);
+  }
+
+  template <class T, class Out>
+  static void launch_own(const GemmKey& key, const GemmOperands& at, cudaStream_t stream) {
+    launch_skinny_gemm(
+        SkinnyGemmParams<T, Out>{static_cast<Out*>(at.out), static_cast<const T*>(at.x), static_cast<const T*>(at.w),
+                                 static_cast<const Out*>(at.bias), key.num_rows, key.out_features, key.in_features},
+        stream);
+  }
+
+  template <class T>
   void tune_key(GemmTuner& tuner, const GemmKey& key, std::int32_t max_candidates) {
     GemmRecord best{key, {}, 0.0f};
     const auto consider = [&](const GemmAlgo& algo, auto&& launch) {
@@ -115,6 +162,11 @@ class Linear {
         best.time_us = *time;
       }
     };
+    if (key.num_rows <= max_skinny_rows) {
+      consider({.own_variant = skinny_variant}, [&](const GemmOperands& at, cudaStream_t stream) {
+        key.out == key.in ? launch_own<T, T>(key, at, stream) : launch_own<T, float>(key, at, stream);
+      });
+    }
     for (const GemmAlgo& algo : cublaslt_.candidates(key, max_candidates)) {
       if (!cublaslt_.set_algo(key, algo)) { continue; }
       consider(algo, [&](const GemmOperands& at, cudaStream_t stream) { cublaslt_.run(key, key.num_rows, at, stream); });
