@@ -111,7 +111,7 @@ class RandomBank {
 ///
 /// Large models cost little time and memory: the tensors of one distribution are views into one bank of values, which is hardly
 /// longer than the largest of them. They overlap there, each at an offset of its own, so that no two are the same; a model that
-/// fits as a whole has none that overlap. The 8.2 billion weights of Qwen3-8B in bfloat16 take 1.3 GB this way.
+/// fits as a whole has none that overlap. The 8.2 billion weights of Qwen3-8B in bfloat16 take 1.4 GB this way.
 class RandomWeights {
  public:
   /// \throws InvalidArgument for a configuration that makes no model, or another dtype; OutOfMemory
