@@ -12,7 +12,7 @@ namespace {
 constexpr int threads = 128;
 
 struct Faults {
-  bool out_of_bounds = false, race = false, divergent_barrier = false;
+  bool out_of_bounds = false, race = false, wrong_barrier = false;
 };
 
 /// Reverses a block's values through shared memory.
@@ -20,16 +20,9 @@ __global__ void reverse_kernel(int* out, const int* in, Faults faults) {
   __shared__ int values[threads];
   const auto thread = static_cast<int>(threadIdx.x);
   values[thread] = in[thread];
-  if (faults.divergent_barrier) {
-    // Half of the second warp waits where the other half never comes.
-    if (thread < 48) {
-      values[thread] += 1;
-      __syncthreads();
-      values[thread] += values[47 - thread];
-    }
-  } else if (!faults.race) {
-    __syncthreads();
-  }
+  if (!faults.race) { __syncthreads(); }
+  // Every lane waits for the last lane of its warp, and only that one is where it says it is.
+  if (faults.wrong_barrier) { __syncwarp(1u << 31); }
   out[thread + (faults.out_of_bounds && thread == threads - 1 ? threads : 0)] = values[threads - 1 - thread];
 }
 
@@ -57,7 +50,7 @@ int main(int argc, char** argv) {
   if (!ok(cudaMalloc(&in, sizeof values), "cudaMalloc") || !ok(cudaMalloc(&out, sizeof values), "cudaMalloc")) { return 1; }
   if (tool != "initcheck" && !ok(cudaMemcpy(in, values, sizeof values, cudaMemcpyHostToDevice), "cudaMemcpy")) { return 1; }
   reverse_kernel<<<1, threads>>>(
-      out, in, {.out_of_bounds = tool == "memcheck", .race = tool == "racecheck", .divergent_barrier = tool == "synccheck"});
+      out, in, {.out_of_bounds = tool == "memcheck", .race = tool == "racecheck", .wrong_barrier = tool == "synccheck"});
   const bool finished = ok(cudaDeviceSynchronize(), "reverse_kernel");
   // Without a fault the program also checks that it did its work; with one, nothing is expected of it.
   if (tool == "none") {
