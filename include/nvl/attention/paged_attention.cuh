@@ -1,5 +1,8 @@
 #pragma once
 /// AttentionBackend on a CUDA device: a split-KV kernel for sequences with few new tokens, a tiled one for prompts.
+///
+/// The batch-invariant variant runs the tiled kernel for all of them: it takes a query's keys in the same order wherever the
+/// query stands in a chunk, so that decoding, prefill, recomputation and prefix hits agree in every bit.
 
 #include <nvl/attention/attention_backend.hpp>
 #include <nvl/core/config.hpp>
@@ -50,7 +53,9 @@ class PagedAttention {
                                .window = config.has_windowed_layers() ? config.sliding_window : 0,
                                .has_full_layers = config.has_full_layers()};
     const auto buffer = [](std::size_t num_bytes) { return CudaDevice::buffer_bytes(static_cast<std::int64_t>(num_bytes)); };
-    return buffer(prefill_bytes(shape, limits)) + num_windows(shape) * buffer(decode_bytes(shape, limits));
+    return buffer(prefill_bytes(shape, limits)) +
+           num_windows(shape) *
+               (buffer(decode_bytes(shape, limits, 1)) + buffer(decode_bytes(shape, limits, most_decode_queries(shape))));
   }
 
   PagedAttention(const AttentionShape& shape, Ops& ops)
@@ -94,14 +99,13 @@ class PagedAttention {
   /// A plan serves the layers of one window.
   struct Window {
     std::int32_t tokens = 0;
-    CudaDevice::Buffer workspace;
+    CudaDevice::Buffer single, several;  // workspaces of steps with one query a sequence, and with more
   };
 
-  /// [tokens] that a sequence computes at most in a step for the decode kernel to take it; longer ones are the prefill kernel's.
-  static constexpr std::int32_t max_decode_query_len(std::int32_t group) noexcept { return std::max(1, 16 / group); }
-
-  // Fixed for batch invariance: where a sequence is cut must not depend on the others.
-  static constexpr std::int32_t split_tokens = kOptions.batch_invariant ? 512 : 0;
+  /// [tokens] of a sequence that the decode kernel takes in one go, with the heads of a group, as the columns of its products.
+  static std::int32_t most_decode_queries(const AttentionShape& shape) noexcept {
+    return std::max(1, 16 * shape.kv.num_kv_heads / shape.num_q_heads);
+  }
 
   static std::int64_t num_windows(const AttentionShape& shape) noexcept {
     return (shape.has_full_layers ? 1 : 0) + (shape.window > 0 ? 1 : 0);
@@ -113,23 +117,23 @@ class PagedAttention {
   }
 
   /// The part of a decode call that does not change from step to step.
-  static kernels::PagedDecodeParams<T> decode_shape(const AttentionShape& shape, const StepLimits& limits) {
-    return {.layout = shape.kv,
-            .num_q_heads = shape.num_q_heads,
-            .max_query_len = max_decode_query_len(shape.num_q_heads / shape.kv.num_kv_heads),
-            .split_tokens = split_tokens,
-            .max_seqs = limits.max_num_seqs,
-            .max_kv_tokens = std::int64_t{limits.max_num_seqs} * limits.max_model_len};
+  static kernels::PagedDecodeParams<T> decode_shape(const AttentionShape& shape, const StepLimits& limits,
+                                                    std::int32_t max_query_len) {
+    return {
+        .layout = shape.kv, .num_q_heads = shape.num_q_heads, .max_query_len = max_query_len, .max_seqs = limits.max_num_seqs};
   }
 
-  static std::size_t decode_bytes(const AttentionShape& shape, const StepLimits& limits) {
-    const auto params = decode_shape(shape, limits);
+  static std::size_t decode_bytes(const AttentionShape& shape, const StepLimits& limits, std::int32_t max_query_len) {
+    const auto params = decode_shape(shape, limits, max_query_len);
     return kernels::with_paged_decode_traits<T, kHeadDim>(
         params, [&]<class Traits>() { return kernels::paged_decode_workspace_bytes<Traits>(params); });
   }
 
   void add_window(std::int32_t tokens) {
-    windows_.push_back({tokens, CudaDevice::Buffer(ops_.device(), decode_bytes(shape_, ops_.limits()))});
+    const auto workspace = [&](std::int32_t max_query_len) {
+      return CudaDevice::Buffer(ops_.device(), decode_bytes(shape_, ops_.limits(), max_query_len));
+    };
+    windows_.push_back({tokens, workspace(1), workspace(most_decode_queries(shape_))});
   }
 
   const Window& window_of(std::int32_t tokens) const {
@@ -140,12 +144,15 @@ class PagedAttention {
   }
 
   std::int64_t q_size() const noexcept { return std::int64_t{shape_.num_q_heads} * shape_.kv.head_dim; }
-  std::int32_t max_decode_query_len() const noexcept { return max_decode_query_len(shape_.num_q_heads / shape_.kv.num_kv_heads); }
-  bool has_decodes() const noexcept { return metadata_.num_seqs() > 0 && metadata_.min_query_len <= max_decode_query_len(); }
-  bool has_prefills() const noexcept { return metadata_.max_query_len > max_decode_query_len(); }
+  /// [tokens] that a sequence computes at most in this step for the decode kernel to take it; longer ones are the prefill kernel's.
+  std::int32_t max_decode_query_len() const noexcept { return metadata_.max_query_len == 1 ? 1 : most_decode_queries(shape_); }
+  bool has_decodes() const noexcept {
+    return !kOptions.batch_invariant && metadata_.num_seqs() > 0 && metadata_.min_query_len <= max_decode_query_len();
+  }
+  bool has_prefills() const noexcept { return kOptions.batch_invariant || metadata_.max_query_len > max_decode_query_len(); }
 
   kernels::PagedDecodeParams<T> decode_params(const AttentionCall<T>& call, const Window& window) const {
-    auto params = decode_shape(shape_, ops_.limits());
+    auto params = decode_shape(shape_, ops_.limits(), max_decode_query_len());
     params.out = call.out;
     params.q = call.q;
     params.q_row_stride = call.q_row_stride;
@@ -157,7 +164,7 @@ class PagedAttention {
     params.num_seqs = metadata_.num_seqs();
     params.window = call.window;
     params.scale = call.scale;
-    params.workspace = window.workspace.template as<void>();
+    params.workspace = (params.max_query_len == 1 ? window.single : window.several).template as<void>();
     params.history_is_complete = true;  // CudaOps::embed comes after the plan and does not overlap it
     return params;
   }
@@ -177,7 +184,7 @@ class PagedAttention {
             .num_tokens = metadata_.num_tokens,
             .num_q_heads = shape_.num_q_heads,
             .window = call.window,
-            .min_query_len = max_decode_query_len() + 1,
+            .min_query_len = kOptions.batch_invariant ? 0 : max_decode_query_len() + 1,
             .scale = call.scale,
             .workspace = prefill_workspace_.template as<void>()};
   }

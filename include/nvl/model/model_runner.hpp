@@ -27,6 +27,11 @@ namespace nvl::inline NVL_ABI {
 template <class O>
 concept GraphCapturingOps = requires(O o, void (*run)(const StepInput&)) { o.capture_graphs(run); };
 
+/// Ops that look for the fastest way to run a model's layers: `o.tune(config, scratch)` may overwrite the zeros of `scratch`
+/// meanwhile.
+template <class O, class Buffer>
+concept TuningOps = requires(O o, const ModelConfig& config, Buffer& scratch) { o.tune(config, scratch); };
+
 template <AttentionBackend Attention, ParallelStrategy Parallel>
 class ModelRunner {
  public:
@@ -58,6 +63,7 @@ class ModelRunner {
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device, context);
     ops_.finish_loading();
+    if constexpr (TuningOps<Ops, Buffer>) { ops_.tune(config_, kv_); }
     if constexpr (GraphCapturingOps<Ops>) {
       ops_.capture_graphs([this](const StepInput& step) { run(step, outputs_[0]); });
     }

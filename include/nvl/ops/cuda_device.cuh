@@ -66,6 +66,8 @@ class PinnedBuffer {
 
   std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
   std::size_t size_bytes() const noexcept { return size_; }
+  /// Loses the memory: freeing it would wait for a device that hangs.
+  void abandon() noexcept { data_ = nullptr; }
 
  private:
   void* data_ = nullptr;
@@ -189,6 +191,9 @@ class CudaDevice {
       }
     }
   }
+
+  /// A step did not end in its time. What would wait for the device is left behind.
+  bool has_hung() const noexcept { return has_hung_; }
 
   /// [seconds] that the device spent between the end of a step and the start of the next, so far.
   double idle_seconds() const noexcept { return idle_seconds_; }

@@ -48,6 +48,9 @@ class CudaGraphs {
   CudaGraphs& operator=(const CudaGraphs&) = delete;
   ~CudaGraphs() { clear(); }
 
+  /// For a device that hangs: the graphs are lost, not waited for.
+  void abandon() noexcept { graphs_.clear(); }
+
   /// Calls `warm_up(num_seqs)` and then, while `stream` is being recorded, `record(num_seqs)` for every size, largest first.
   template <class WarmUp, class Record>
   void capture(cudaStream_t stream, WarmUp&& warm_up, Record&& record) {

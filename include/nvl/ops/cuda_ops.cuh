@@ -114,6 +114,13 @@ class CudaOps {
   CudaOps(const CudaOps&) = delete;
   CudaOps& operator=(const CudaOps&) = delete;
 
+  ~CudaOps() {
+    if (!device_.has_hung()) { return; }
+    stage_.abandon();
+    graphs_.abandon();
+    for (Slot& slot : slots_) { slot.results.abandon(); }
+  }
+
   CudaDevice& device() noexcept { return device_; }
   cudaStream_t stream() const noexcept { return device_.stream(); }
   const StepLimits& limits() const noexcept { return limits_; }
@@ -148,6 +155,23 @@ class CudaOps {
     uploader_->finish();
     uploader_.reset();
     NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
+  }
+
+  /// Takes the algorithms of matrix products from the cache file of the options, searches for those that are not there as long
+  /// as the options allow, and writes the file again if it found some. A cache file that is of no use is as good as none.
+  /// \param scratch zeroed again afterwards
+  void tune(const ModelConfig& config, CudaDevice::Buffer& scratch) {
+    const DeviceOptions& options = device_.options();
+    if (!options.gemm_cache_file.empty()) { static_cast<void>(linear_.load_cache(options.gemm_cache_file)); }
+    if (options.gemm_search_seconds <= 0.0) { return; }
+    const std::size_t scratch_bytes = std::min(scratch.size_bytes(), std::size_t{1} << 30);
+    const std::vector<kernels::GemmKey> keys = gemm_keys(config);
+    const kernels::GemmTuneReport report =
+        linear_.template tune<T>({.keys = keys,
+                                  .scratch = std::span(scratch.template as<std::byte>(), scratch_bytes),
+                                  .max_seconds = options.gemm_search_seconds});
+    NVL_CUDA_CHECK(cudaMemsetAsync(scratch.template as<void>(), 0, scratch_bytes, stream()));
+    if (report.num_tuned > 0 && !options.gemm_cache_file.empty()) { linear_.save_cache(options.gemm_cache_file); }
   }
 
   /// Records the decode steps of all batch sizes that are replayed. Each runs once before: the libraries load what they need.
@@ -299,6 +323,25 @@ class CudaOps {
     if (value % 8 != 0) {
       raise(Unsupported(std::string(what) + " is " + std::to_string(value) + ": the CUDA kernels need a multiple of 8"));
     }
+  }
+
+  /// The products of a step, for every number of rows that is recorded and some of prompts, largest first.
+  std::vector<kernels::GemmKey> gemm_keys(const ModelConfig& config) const {
+    std::vector<std::int32_t> rows = CudaGraphs::sizes(limits_.max_num_seqs);
+    for (std::int32_t n = 512; n <= limits_.max_num_tokens; n *= 2) { rows.push_back(n); }
+    std::vector<kernels::GemmKey> keys;
+    for (auto n = rows.rbegin(); n != rows.rend(); ++n) {
+      const auto add = [&](DType out, bool has_bias, std::int32_t out_features, std::int32_t in_features) {
+        const kernels::GemmKey key{dtype_of<T>, out, has_bias, kernels::gemm_token_bucket(*n), out_features, in_features};
+        if (std::find(keys.begin(), keys.end(), key) == keys.end()) { keys.push_back(key); }
+      };
+      add(dtype_of<T>, config.qkv_bias, config.qkv_size(), config.hidden_size);
+      add(dtype_of<T>, config.o_bias, config.hidden_size, config.q_size());
+      add(dtype_of<T>, config.mlp_bias, 2 * config.intermediate_size, config.hidden_size);
+      add(dtype_of<T>, config.mlp_bias, config.hidden_size, config.intermediate_size);
+      if (*n <= limits_.max_num_seqs) { add(DType::float32, false, config.vocab_size, config.hidden_size); }
+    }
+    return keys;
   }
 
   static std::int64_t num_elements(const HostTensor& tensor) noexcept { return tensor.num_rows() * tensor.shape.back(); }

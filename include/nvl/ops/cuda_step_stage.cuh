@@ -34,6 +34,11 @@ class CudaStepStage {
     return CudaDevice::buffer_bytes(static_cast<std::int64_t>(step_bytes(largest(limits))));
   }
 
+  /// For a device that hangs: see PinnedBuffer.
+  void abandon() noexcept {
+    for (PinnedBuffer& buffer : on_host_) { buffer.abandon(); }
+  }
+
   /// Starts the copy of `in`; the views returned are of device memory and valid until the next call. With `padded_seqs` > 0 the
   /// step, one token a sequence, is filled up to so many sequences without KV that store nothing.
   /// \throws InvalidArgument for a step larger than planned.

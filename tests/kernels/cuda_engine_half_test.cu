@@ -1,0 +1,87 @@
+// The engine on a GPU in bf16 and fp16 against the float CPU engine, teacher forced; and batch-invariant engines.
+
+#include "support/cuda_tiny_model.cuh"
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <vector>
+
+using namespace nvl;
+using namespace nvl_test;
+
+namespace {
+
+constexpr PagedAttentionOptions batch_invariant{.block_size = 16, .batch_invariant = true};
+
+/// Above this margin of the float logits the choice has to be the same.
+template <class T>
+constexpr float decisive_margin = std::same_as<T, fp16> ? 0.02f : 0.5f;
+template <class T>
+constexpr float max_logit_error = std::same_as<T, fp16> ? 0.02f : 0.16f;
+
+/// Checks the tokens that `gpu` chooses against the float logits of the same text.
+template <class T, class E>
+void check_teacher_forced(E& gpu) {
+  TinyEngine<> cpu(cuda_tiny_config(), cuda_tiny_weights(), roomy_options());
+  const std::vector<Request> requests = varied_requests(16, true);
+  const std::vector<Completion> done = gpu.generate(requests);
+  const auto vocab = static_cast<std::size_t>(cuda_tiny_config().vocab_size);
+  int num_decisive = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    std::vector<TokenId> text = requests[i].prompt_ids;
+    text.insert(text.end(), done[i].output_ids.begin(), done[i].output_ids.end());
+    const std::vector<float> expected = all_logits(cpu, text);
+    const std::vector<float> actual = all_logits(gpu, text);
+    REQUIRE(actual.size() == expected.size());
+    float worst = 0.0f;
+    for (std::size_t j = 0; j < expected.size(); ++j) { worst = std::max(worst, std::abs(actual[j] - expected[j])); }
+    INFO("request " << i << ": worst error " << worst);
+    CHECK(worst <= max_logit_error<T>);
+    for (std::size_t t = 0; t < done[i].output_ids.size(); ++t) {
+      const auto row = expected.begin() + static_cast<std::ptrdiff_t>((requests[i].prompt_ids.size() + t - 1) * vocab);
+      const auto best = std::max_element(row, row + static_cast<std::ptrdiff_t>(vocab));
+      float second = -1e30f;
+      for (auto at = row; at != row + static_cast<std::ptrdiff_t>(vocab); ++at) {
+        if (at != best) { second = std::max(second, *at); }
+      }
+      if (*best - second <= decisive_margin<T>) { continue; }
+      ++num_decisive;
+      CHECK(done[i].output_ids[t] == static_cast<TokenId>(best - row));
+    }
+  }
+  CHECK(num_decisive >= 20);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("in 16 bits a GPU engine chooses what the float CPU engine does where it is decided", "[engine][gpu]", bf16,
+                   fp16) {
+  require_device();
+  TinyCudaEngine<TestType> gpu(cuda_tiny_config(), cuda_tiny_weights(), cuda_options());
+  check_teacher_forced<TestType>(gpu);
+}
+
+TEMPLATE_TEST_CASE("a batch-invariant engine gives the same bits in any batch, chunk and cache state", "[engine][gpu]", bf16,
+                   fp16) {
+  require_device();
+  using Invariant = TinyCudaEngine<TestType, batch_invariant>;
+  const std::vector<Request> requests = varied_requests(24);
+  Invariant gpu(cuda_tiny_config(), cuda_tiny_weights(), cuda_options());
+  check_teacher_forced<TestType>(gpu);
+  const auto together = outputs_of(gpu.generate(requests));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    CHECK(gpu.generate({requests[i]}).front().output_ids == together[i]);  // over prefix hits, alone
+  }
+  EngineOptions chunked = cuda_options();
+  chunked.max_num_seqs = 16;
+  chunked.max_num_batched_tokens = 16;
+  chunked.num_blocks = 20;
+  chunked.device.use_graphs = false;
+  Invariant other(cuda_tiny_config(), cuda_tiny_weights(), chunked);
+  CHECK(outputs_of(other.generate(requests)) == together);
+  CHECK(all_logits(other, tiny_prompt(3, 77)) == all_logits(gpu, tiny_prompt(3, 77)));
+}
