@@ -18,6 +18,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <unordered_map>
 #include <vector>
@@ -131,7 +132,12 @@ class CublasLtGemm {
     cublasLtHandle_t handle = nullptr;
     NVL_CUBLAS_CHECK(cublasLtCreate(&handle));
     handle_.reset(handle);
+    begin_first_query();
   }
+
+  CublasLtGemm(const CublasLtGemm&) = delete;
+  CublasLtGemm& operator=(const CublasLtGemm&) = delete;
+  ~CublasLtGemm() { wait_for_first_query(); }
 
   std::span<std::byte> workspace() const noexcept { return workspace_; }
 
@@ -159,8 +165,68 @@ class CublasLtGemm {
   }
 
   /// Up to `max_count` (>= 1) algorithms that compute `key`, cuBLASLt's favourite first.
-  std::vector<GemmAlgo> candidates(const GemmKey& key, std::int32_t max_count) const {
+  std::vector<GemmAlgo> candidates(const GemmKey& key, std::int32_t max_count) {
     NVL_EXPECTS(max_count >= 1, "gemm max_count", max_count, "at least 1");
+    wait_for_first_query();
+    return query(key, max_count);
+  }
+
+  /// Uses `algo` for calls of `key` from now on.
+  /// \returns false, and changes nothing, if this cuBLASLt cannot run it (a cache file of a doctored origin, say)
+  bool set_algo(const GemmKey& key, const GemmAlgo& algo) {
+    if (algo.own_variant != GemmAlgo::cublaslt) { return false; }
+    wait_for_first_query();
+    const auto words = to_cublaslt(algo);
+    Plan plan = make_plan(key);
+    cublasLtMatmulHeuristicResult_t checked{};
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoCheck(handle_.get(), &plan.desc, &plan.weight, &plan.x, &plan.out, &plan.out, &words, &checked);
+    if (status != CUBLAS_STATUS_SUCCESS || checked.workspaceSize > workspace_.size()) { return false; }
+    plan.algo = words;
+    plans_.insert_or_assign(key, plan);
+    return true;
+  }
+
+  /// The device that is current and the libraries at hand, as a cache file of theirs says.
+  static GemmCacheIdentity identity() {
+    int device = 0;
+    cudaDeviceProp properties{};
+    NVL_CUDA_CHECK(cudaGetDevice(&device));
+    NVL_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    return {std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor) + ", " +
+                std::to_string(properties.multiProcessorCount) + " multiprocessors",
+            "cuBLASLt " + std::to_string(cublasLtGetVersion()) + ", nvl " + std::to_string(NVL_VERSION_MAJOR) + "." +
+                std::to_string(NVL_VERSION_MINOR) + "." + std::to_string(NVL_VERSION_PATCH)};
+  }
+
+ private:
+  using Plan = detail::CublasLtPlan;
+  using Words = decltype(GemmAlgo::words);
+
+  static cublasLtMatmulAlgo_t to_cublaslt(const GemmAlgo& algo) noexcept {
+    return std::bit_cast<cublasLtMatmulAlgo_t>(algo.words);
+  }
+
+  /// The first query of a process builds the library's tables, which takes 70 to 110 ms: a thread makes it, so that weights can
+  /// be loaded meanwhile.
+  void begin_first_query() {
+    int device = 0;
+    NVL_CUDA_CHECK(cudaGetDevice(&device));
+    const auto ask = [this, device] {
+      contain(
+          [&] {
+            NVL_CUDA_CHECK(cudaSetDevice(device));
+            static_cast<void>(query({DType::bfloat16, DType::bfloat16, false, 512, 512, 512}, 1));
+          },
+          [](const char*) {});  // who needs an answer asks again
+    };
+    contain([&] { first_query_ = std::thread(ask); }, [](const char*) {});  // without a thread the first call takes longer
+  }
+  void wait_for_first_query() {
+    if (first_query_.joinable()) { first_query_.join(); }
+  }
+
+  std::vector<GemmAlgo> query(const GemmKey& key, std::int32_t max_count) const {
     Plan plan = make_plan(key);
     cublasLtMatmulPreferenceOpaque_t preference{};
     const std::uint64_t workspace = workspace_.size();
@@ -202,41 +268,6 @@ class CublasLtGemm {
       }
     }
     return list;
-  }
-
-  /// Uses `algo` for calls of `key` from now on.
-  /// \returns false, and changes nothing, if this cuBLASLt cannot run it (a cache file of a doctored origin, say)
-  bool set_algo(const GemmKey& key, const GemmAlgo& algo) {
-    if (algo.own_variant != GemmAlgo::cublaslt) { return false; }
-    const auto words = to_cublaslt(algo);
-    Plan plan = make_plan(key);
-    cublasLtMatmulHeuristicResult_t checked{};
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoCheck(handle_.get(), &plan.desc, &plan.weight, &plan.x, &plan.out, &plan.out, &words, &checked);
-    if (status != CUBLAS_STATUS_SUCCESS || checked.workspaceSize > workspace_.size()) { return false; }
-    plan.algo = words;
-    plans_.insert_or_assign(key, plan);
-    return true;
-  }
-
-  /// The device that is current and the libraries at hand, as a cache file of theirs says.
-  static GemmCacheIdentity identity() {
-    int device = 0;
-    cudaDeviceProp properties{};
-    NVL_CUDA_CHECK(cudaGetDevice(&device));
-    NVL_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    return {std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor) + ", " +
-                std::to_string(properties.multiProcessorCount) + " multiprocessors",
-            "cuBLASLt " + std::to_string(cublasLtGetVersion()) + ", nvl " + std::to_string(NVL_VERSION_MAJOR) + "." +
-                std::to_string(NVL_VERSION_MINOR) + "." + std::to_string(NVL_VERSION_PATCH)};
-  }
-
- private:
-  using Plan = detail::CublasLtPlan;
-  using Words = decltype(GemmAlgo::words);
-
-  static cublasLtMatmulAlgo_t to_cublaslt(const GemmAlgo& algo) noexcept {
-    return std::bit_cast<cublasLtMatmulAlgo_t>(algo.words);
   }
 
   static void set_num_rows(Plan& plan, std::int32_t num_rows) {
@@ -297,6 +328,7 @@ class CublasLtGemm {
   std::span<std::byte> workspace_;
   std::unique_ptr<std::remove_pointer_t<cublasLtHandle_t>, detail::DestroyCublasLt> handle_;
   std::unordered_map<GemmKey, Plan, detail::GemmKeyHash> plans_;
+  std::thread first_query_;
 };
 
 }  // namespace kernels

@@ -32,10 +32,11 @@ namespace kernels {
 
 /// Where no search was made: is the kernel of skinny_gemm.cuh the faster one? As measured on an H200 with weights that no cache
 /// holds, between kernels that overlap (docs/kernels/linear.md).
-inline bool prefers_skinny_gemm(const GemmKey& key) noexcept {
-  const std::int64_t weights = std::int64_t{key.out_features} * key.in_features;
-  if (key.in == DType::float32) { return false; }
-  return key.num_rows <= (weights <= 32 << 20 ? 64 : 16) && weights <= 128 << 20;
+constexpr bool prefers_skinny_gemm(const GemmKey& key) noexcept {
+  const std::int64_t num_weights = std::int64_t{key.out_features} * key.in_features;
+  if (key.in == DType::float32 || num_weights > 32 << 20) { return false; }
+  if (key.num_rows <= 16) { return true; }
+  return key.num_rows <= 32 ? num_weights <= 16 << 20 : key.num_rows <= 64 && key.out_features <= 2048;
 }
 
 /// Runs the linear layers of one stream; one thread at a time. The first call of a shape may load kernels: make it before the
