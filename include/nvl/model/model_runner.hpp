@@ -2,8 +2,10 @@
 /// Owns one rank's weights, KV bytes and scratch, and executes steps: block copies, the decoder, the sampler.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
 #include <nvl/core/kv_layout.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/rope_table.hpp>
@@ -66,6 +68,7 @@ class ModelRunner {
     if constexpr (TuningOps<Ops, Buffer>) { ops_.tune(config_, kv_); }
     if constexpr (GraphCapturingOps<Ops>) {
       ops_.capture_graphs([this](const StepInput& step) { run(step, outputs_[0]); });
+      warm_up();
     }
   }
 
@@ -117,6 +120,37 @@ class ModelRunner {
   void forward(const StepInput& step) {
     if (!step.copies.empty()) { ops_.copy_blocks(kv(), layout_, config_.num_layers, step.copies); }
     if (step.num_tokens() > 0) { decoder_.forward(step, layout_, kv(), activations_); }
+  }
+
+  /// Runs prompts of several lengths that store nothing: what the libraries load at the first use of a shape is there when the
+  /// first request comes.
+  void warm_up() {
+    StepBuffer buffer;
+    for (std::int32_t num_tokens = 16;; num_tokens *= 2) {
+      num_tokens = std::min(num_tokens, limits_.max_num_tokens);
+      const std::int32_t length = std::min(num_tokens, limits_.max_model_len);
+      const auto num_seqs = static_cast<std::size_t>(std::min(ceil_div(num_tokens, length), limits_.max_num_seqs));
+      StepInput& in = buffer.layout({.num_tokens = static_cast<std::size_t>(num_tokens),
+                                     .num_seqs = num_seqs,
+                                     .max_blocks_per_seq = static_cast<std::size_t>(ceil_div(length, limits_.block_size)),
+                                     .num_samples = num_seqs});
+      in.min_query_len = in.max_query_len = length;
+      std::fill(in.token_ids.begin(), in.token_ids.end(), 0);
+      std::fill(in.slot_mapping.begin(), in.slot_mapping.end(), no_slot);
+      std::fill(in.block_tables.begin(), in.block_tables.end(), BlockId{0});
+      for (std::int32_t t = 0; t < num_tokens; ++t) { in.positions[static_cast<std::size_t>(t)] = t % length; }
+      for (std::size_t s = 0; s <= num_seqs; ++s) {
+        in.cu_query_lens[s] = std::min(static_cast<std::int32_t>(s) * length, num_tokens);
+      }
+      for (std::size_t s = 0; s < num_seqs; ++s) {
+        in.seq_lens[s] = in.cu_query_lens[s + 1] - in.cu_query_lens[s];
+        in.sample_rows[s] = in.cu_query_lens[s + 1] - 1;
+        in.sampling[s].top_k = 2;  // the sampler of all kinds of rows
+      }
+      run(ops_.stage(in), outputs_[0]);
+      if (num_tokens == limits_.max_num_tokens) { break; }
+    }
+    static_cast<void>(ops_.read(activations_.logits, 1));  // waits
   }
 
   static constexpr std::size_t elements_to_bytes(std::int64_t elements) {
