@@ -62,8 +62,8 @@ NVL_KERNEL void fill_random_kernel(T* out, std::size_t count) {
 
 /// Stands for the small kernels between the linear layers of a step, which overlap with what allows it.
 NVL_KERNEL void neighbour_kernel(float* out) {
-  let_next_start();
   wait_for_previous();
+  let_next_start();
   if (threadIdx.x == 0) { out[blockIdx.x] = static_cast<float>(blockIdx.x); }
 }
 
