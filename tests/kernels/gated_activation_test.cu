@@ -23,7 +23,7 @@ using nvl::bf16;
 using nvl::fp16;
 using nvl_test::DeviceVector;
 
-constexpr std::int64_t max_elements = 3 << 20;  // of a case; larger ones are for the bench
+constexpr std::int64_t max_elements = 1 << 20;  // of a case; larger ones are for the bench
 
 TEMPLATE_TEST_CASE("gated activations agree with their oracle", "[kernel][gpu]", bf16, fp16, float) {
   using T = TestType;

@@ -51,6 +51,7 @@ class Call {
         k_norm(nvl_test::random_values<T>(d, 4)),
         case_(c),
         table_(config, c.head_dim, num_positions),
+        frequencies_(nvl::rope_inverse_frequencies(config, c.head_dim)),
         device_kv(static_cast<std::size_t>(layout.layer_elements())) {
     std::mt19937 random(5);
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -85,8 +86,7 @@ class Call {
     const bool is_q = head < static_cast<std::size_t>(case_.num_q_heads);
     const std::vector<float> norm = case_.norm ? to_floats(is_q ? q_norm : k_norm) : std::vector<float>{};
     return nvl::reference::norm_and_rope(std::span<const T>(qkv).subspan((token * num_heads + head) * d, d), norm, double{eps},
-                                         nvl::rope_inverse_frequencies(config, case_.head_dim), 1.0,
-                                         static_cast<double>(positions[token]), config.layout);
+                                         frequencies_, 1.0, static_cast<double>(positions[token]), config.layout);
   }
 
   RopeConfig config;
@@ -99,6 +99,7 @@ class Call {
  private:
   QkNormRopeStoreCase case_;
   RopeTable table_;
+  std::vector<double> frequencies_;
 
  public:
   DeviceVector<T> device_qkv, device_kv;

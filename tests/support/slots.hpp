@@ -25,6 +25,18 @@ inline std::vector<nvl::SlotId> random_slots(int num_tokens, const nvl::KvLayout
   return slots;
 }
 
+/// Runs of consecutive slots that fill whole blocks, the blocks in random order: how a prompt's tokens are stored.
+inline std::vector<nvl::SlotId> random_pages(int num_tokens, const nvl::KvLayout& layout, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<nvl::SlotId> blocks(static_cast<std::size_t>(layout.num_blocks)), slots;
+  std::iota(blocks.begin(), blocks.end(), nvl::SlotId{0});
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (int i = 0; i < num_tokens; ++i) {
+    slots.push_back(blocks[static_cast<std::size_t>(i / layout.block_size)] * layout.block_size + i % layout.block_size);
+  }
+  return slots;
+}
+
 /// Enough blocks for `num_tokens` and some more.
 inline nvl::KvLayout layout_for(int num_tokens, int block_size, int num_kv_heads, int head_dim) {
   return {

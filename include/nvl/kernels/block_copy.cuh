@@ -66,9 +66,9 @@ template <class T>
 NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_copy_kernel(const __grid_constant__ BlockCopyParams<T> p) {
   using Vector = detail::RowVector<T>;
   constexpr int batch_size = detail::block_copy_batch;
-  detail::let_next_start();
   const std::int64_t place = (static_cast<std::int64_t>(blockIdx.x) * detail::block_copy_threads + threadIdx.x) * Vector::size;
   detail::wait_for_previous();
+  detail::let_next_start();
   const std::int64_t block_elements = p.layout.block_elements();
   if (place >= block_elements) { return; }
   T* const base = p.kv + blockIdx.y * p.layout.layer_elements() + place;
@@ -103,8 +103,8 @@ NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_swap_kernel(
   using Vector = detail::RowVector<T>;
   constexpr int stride = detail::block_copy_threads * Vector::size;
   constexpr int in_flight = 4;
-  detail::let_next_start();
   detail::wait_for_previous();
+  detail::let_next_start();
   const std::int64_t num_moves = static_cast<std::int64_t>(p.num_copies) * p.num_layers;
   const std::int64_t block_elements = p.from_layout.block_elements();
   for (std::int64_t move = blockIdx.x; move < num_moves; move += gridDim.x) {

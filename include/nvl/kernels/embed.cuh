@@ -40,9 +40,9 @@ inline constexpr int embed_max_threads = 512;  // [per block]
 template <class T>
 NVL_KERNEL void __launch_bounds__(detail::embed_max_threads) embed_kernel(const __grid_constant__ EmbedParams<T> p) {
   using Vector = detail::RowVector<T>;
-  detail::let_next_start();
   const auto row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   detail::wait_for_previous();
+  detail::let_next_start();
   if (row >= p.num_rows) { return; }
   TokenId id = p.ids[row];
   if (id < 0) { id = p.sampled[-1 - id]; }

@@ -16,14 +16,14 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-template <class T, Activation kActivation, int kVectors>
+/// A thread makes one 16-byte vector of `out`. More of them a thread, or larger blocks, are no faster at any size (H200).
+template <class T, Activation kActivation>
 struct GatedActivationTraits {
   using Element = T;
   static constexpr Activation activation = kActivation;
-  static constexpr int vectors = kVectors;  // 16-byte vectors of `out` that one thread makes
-  static constexpr int vec = detail::vec_elements<T>;
-  static constexpr int threads = 128;  // [per block]
-  static constexpr int vectors_per_block = kVectors * threads;
+  static constexpr int vec = detail::vec_elements<T>;  // [elements per vector]
+  static constexpr int threads = 128;                  // [per block]
+  static constexpr int elements_per_block = threads * vec;
 };
 
 /// Run-time values, passed by value to the kernel. Strides count elements.
@@ -54,39 +54,28 @@ __device__ __forceinline__ float activate(float g) {
 }  // namespace detail
 
 /// Blocks of the grid, in order: those of token 0, of token 1, ...
-template <class Traits, detail::CacheUse kLoad = detail::CacheUse::again, detail::CacheUse kStore = detail::CacheUse::again>
+template <class Traits, detail::CacheUse kStore>
 NVL_KERNEL void __launch_bounds__(Traits::threads)
     gated_activation_kernel(const __grid_constant__ GatedActivationParams<typename Traits::Element> p) {
   using T = typename Traits::Element;
   using Vector = detail::RowVector<T>;
   constexpr int vec = Traits::vec;
-  detail::let_next_start();
-  const unsigned blocks_per_row = static_cast<unsigned>(p.n / vec + Traits::vectors_per_block - 1) / Traits::vectors_per_block;
+  const unsigned blocks_per_row = static_cast<unsigned>(p.n + Traits::elements_per_block - 1) / Traits::elements_per_block;
   const std::int64_t token = blockIdx.x / blocks_per_row;
-  const int first = static_cast<int>(blockIdx.x % blocks_per_row) * Traits::vectors_per_block + static_cast<int>(threadIdx.x);
-  const auto column = [&](int j) { return (first + j * Traits::threads) * vec; };
+  const int column =
+      static_cast<int>(blockIdx.x % blocks_per_row) * Traits::elements_per_block + static_cast<int>(threadIdx.x) * vec;
   detail::wait_for_previous();
+  detail::let_next_start();
+  if (column >= p.n) { return; }
 
-  const T* const gate_row = p.gate_up + token * p.gate_up_stride;
-  Vector gate[Traits::vectors], up[Traits::vectors];
+  const T* const gate = p.gate_up + token * p.gate_up_stride + column;
+  const Vector gate_vector = Vector::load(gate), up_vector = Vector::load(gate + p.n);
+  float g[vec], u[vec];
+  gate_vector.unpack(g);
+  up_vector.unpack(u);
 #pragma unroll
-  for (int j = 0; j < Traits::vectors; ++j) {
-    if (column(j) < p.n) {
-      gate[j] = Vector::template load<kLoad>(gate_row + column(j));
-      up[j] = Vector::template load<kLoad>(gate_row + p.n + column(j));
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < Traits::vectors; ++j) {
-    if (column(j) < p.n) {
-      float g[vec], u[vec];
-      gate[j].unpack(g);
-      up[j].unpack(u);
-#pragma unroll
-      for (int i = 0; i < vec; ++i) { g[i] = detail::activate<Traits::activation>(g[i]) * u[i]; }
-      Vector::pack(g).template store<kStore>(p.out + token * p.out_stride + column(j));
-    }
-  }
+  for (int i = 0; i < vec; ++i) { g[i] = detail::activate<Traits::activation>(g[i]) * u[i]; }
+  Vector::pack(g).template store<kStore>(p.out + token * p.out_stride + column);
 }
 
 /// Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
@@ -103,25 +92,21 @@ void launch_gated_activation(GatedActivationParams<T> p, cudaStream_t stream, bo
   NVL_EXPECTS(p.gate_up_stride >= 2 * std::int64_t{p.n} && p.gate_up_stride % 8 == 0, "gated_activation gate_up_stride",
               p.gate_up_stride, "0, or a multiple of 8, at least 2 n");
   if (p.num_tokens == 0) { return; }
-  const auto run = [&]<Activation kActivation, int kVectors>() {
-    using Traits = GatedActivationTraits<T, kActivation, kVectors>;
-    const int blocks_per_row = (p.n / Traits::vec + Traits::vectors_per_block - 1) / Traits::vectors_per_block;
+  const auto run = [&]<Activation kActivation>() {
+    using Traits = GatedActivationTraits<T, kActivation>;
+    const int blocks_per_row = (p.n + Traits::elements_per_block - 1) / Traits::elements_per_block;
     const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(p.num_tokens) * static_cast<unsigned>(blocks_per_row)),
                                       .block = dim3(Traits::threads),
                                       .stream = stream,
                                       .overlap_previous = overlap_previous};
-    NVL_CUDA_CHECK(detail::launch(config, gated_activation_kernel<Traits>, p));
-  };
-  const auto run_width = [&]<Activation kActivation>() {
-    if (p.num_tokens <= 256) {
-      run.template operator()<kActivation, 1>();
-    } else {
-      run.template operator()<kActivation, 2>();
-    }
+    const std::int64_t output_bytes = std::int64_t{p.num_tokens} * p.n * static_cast<int>(sizeof(T));
+    detail::dispatch_cache_use(output_bytes, [&]<detail::CacheUse kStore>() {
+      NVL_CUDA_CHECK(detail::launch(config, gated_activation_kernel<Traits, kStore>, p));
+    });
   };
   switch (p.activation) {
-    case Activation::silu: return run_width.template operator()<Activation::silu>();
-    case Activation::gelu_tanh: return run_width.template operator()<Activation::gelu_tanh>();
+    case Activation::silu: return run.template operator()<Activation::silu>();
+    case Activation::gelu_tanh: return run.template operator()<Activation::gelu_tanh>();
   }
 }
 

@@ -46,13 +46,12 @@ inline void expect_kv_layout(const KvLayout& layout) {
 
 }  // namespace detail
 
-/// A thread moves one 16-byte vector of K and the same of V, of `kTokens` tokens.
-template <class T, int kTokens>
+/// A thread moves one 16-byte vector of K and the same of V. Several tokens a thread are no faster (H200).
+template <class T>
 struct KvStoreTraits {
   using Element = T;
-  static constexpr int tokens = kTokens;
-  static constexpr int vec = detail::vec_elements<T>;
-  static constexpr int max_threads = 512;  // [per block]
+  static constexpr int vec = detail::vec_elements<T>;  // [elements per vector]
+  static constexpr int max_threads = 512;              // [per block]
 };
 
 /// Run-time values, passed by value to the kernel. Strides count elements; 0: num_kv_heads * head_dim.
@@ -72,42 +71,26 @@ struct KvStoreParams {
 #if defined(__CUDACC__)
 
 /// Block: x over the vectors of a row (looping if there are more), y over tokens.
-template <class Traits, detail::CacheUse kLoad = detail::CacheUse::again, detail::CacheUse kStore = detail::CacheUse::again>
+template <class Traits, detail::CacheUse kStore>
 NVL_KERNEL void __launch_bounds__(Traits::max_threads)
     kv_store_kernel(const __grid_constant__ KvStoreParams<typename Traits::Element> p) {
   using T = typename Traits::Element;
   using Vector = detail::RowVector<T>;
   constexpr int vec = Traits::vec;
-  detail::let_next_start();
   const int row_elements = p.layout.num_kv_heads * p.layout.head_dim;
-  const int first_token = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y) * Traits::tokens;
+  const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   detail::wait_for_previous();
-  std::int64_t slot[Traits::tokens];
-#pragma unroll
-  for (int j = 0; j < Traits::tokens; ++j) {
-    slot[j] = first_token + j < p.num_tokens ? p.slot_mapping[first_token + j] : no_slot;
-  }
+  detail::let_next_start();
+  if (token >= p.num_tokens) { return; }
+  const SlotId slot = p.slot_mapping[token];
   for (int column = static_cast<int>(threadIdx.x) * vec; column < row_elements; column += static_cast<int>(blockDim.x) * vec) {
-    Vector k[Traits::tokens], v[Traits::tokens];
-#pragma unroll
-    for (int j = 0; j < Traits::tokens; ++j) {
-      const std::int64_t token = first_token + j;
-      if (slot[j] != no_slot) {
-        k[j] = Vector::template load<kLoad>(p.k + token * p.k_stride + column);
-        v[j] = Vector::template load<kLoad>(p.v + token * p.v_stride + column);
-      }
-    }
+    const Vector k = Vector::load(p.k + token * p.k_stride + column);  // also of a token that is not stored: nothing waits
+    const Vector v = Vector::load(p.v + token * p.v_stride + column);  // for the slot before it loads
+    if (slot == no_slot) { continue; }
     const int head = column / p.layout.head_dim;
-    const std::int64_t in_block = p.layout.k_offset(0, head, 0) + (column - head * p.layout.head_dim);
-    const std::int64_t k_to_v = p.layout.v_offset(0, 0, 0);
-#pragma unroll
-    for (int j = 0; j < Traits::tokens; ++j) {
-      if (slot[j] != no_slot) {
-        T* const to = p.kv + p.split.k_offset(slot[j], p.layout) + in_block;
-        k[j].template store<kStore>(to);
-        v[j].template store<kStore>(to + k_to_v);
-      }
-    }
+    T* const to = p.kv + p.split.k_offset(slot, p.layout) + p.layout.k_offset(0, head, 0) + (column - head * p.layout.head_dim);
+    k.template store<kStore>(to);
+    v.template store<kStore>(to + p.layout.v_offset(0, 0, 0));
   }
 }
 
@@ -126,23 +109,17 @@ void launch_kv_store(KvStoreParams<T> p, cudaStream_t stream, bool overlap_previ
   }
   if (p.num_tokens == 0) { return; }
   p.split = detail::SlotSplit(p.layout.block_size);
-  const auto run = [&]<int kTokens>() {
-    using Traits = KvStoreTraits<T, kTokens>;
-    const int threads_per_row = std::min((row_elements / Traits::vec + 31) / 32 * 32, Traits::max_threads);
-    const int rows_per_block = std::max(1, 128 / threads_per_row);
-    const int tokens_per_block = rows_per_block * kTokens;
-    const detail::LaunchConfig config{
-        .grid = dim3(static_cast<unsigned>((p.num_tokens + tokens_per_block - 1) / tokens_per_block)),
-        .block = dim3(static_cast<unsigned>(threads_per_row), static_cast<unsigned>(rows_per_block)),
-        .stream = stream,
-        .overlap_previous = overlap_previous};
-    NVL_CUDA_CHECK(detail::launch(config, kv_store_kernel<Traits>, p));
-  };
-  if (p.num_tokens <= 1024) {
-    run.template operator()<1>();
-  } else {
-    run.template operator()<2>();
-  }
+  constexpr int vec = detail::vec_elements<T>;
+  const int threads_per_row = std::min((row_elements / vec + 31) / 32 * 32, KvStoreTraits<T>::max_threads);
+  const int rows_per_block = std::max(1, 128 / threads_per_row);
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>((p.num_tokens + rows_per_block - 1) / rows_per_block)),
+                                    .block = dim3(static_cast<unsigned>(threads_per_row), static_cast<unsigned>(rows_per_block)),
+                                    .stream = stream,
+                                    .overlap_previous = overlap_previous};
+  const std::int64_t output_bytes = std::int64_t{p.num_tokens} * row_elements * 2 * static_cast<int>(sizeof(T));
+  detail::dispatch_cache_use(output_bytes, [&]<detail::CacheUse kStore>() {
+    NVL_CUDA_CHECK(detail::launch(config, kv_store_kernel<KvStoreTraits<T>, kStore>, p));
+  });
 }
 
 #endif

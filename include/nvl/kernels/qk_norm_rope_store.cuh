@@ -47,95 +47,132 @@ struct QkNormRopeStoreParams {
   int num_q_heads = 0;
   int num_tokens = 0;  // 0 is legal: nothing is launched
   float eps = 1e-6f;
-  detail::SlotSplit split{};  // set by launch_qk_norm_rope_store
+  // positions and slot_mapping are fetched while the stream's previous kernels still run. Only where none of these writes them:
+  // uploaded before the graph, say, or written by a kernel whose successor was launched without overlap_previous.
+  bool indices_ready = false;
+  detail::SlotSplit split{};  // this and the next are set by launch_qk_norm_rope_store
+  float inverse_head_dim = 0.0f;
 };
 
 #if defined(__CUDACC__)
 
+namespace detail {
+
+/// One lane's share of a head: a vector of each half.
+template <class T>
+struct HeadPart {
+  RowVector<T> first, second;
+
+  /// \param p the lane's first element; `half`: head_dim / 2
+  __device__ __forceinline__ static HeadPart load(const T* p, int half) {
+    return {RowVector<T>::load(p), RowVector<T>::load(p + half)};
+  }
+  __device__ __forceinline__ static HeadPart load_weight(const T* p, int half) {
+    return {RowVector<T>::load_weight(p), RowVector<T>::load_weight(p + half)};
+  }
+  template <CacheUse kUse>
+  __device__ __forceinline__ void store(T* p, int half) const {
+    first.template store<kUse>(p);
+    second.template store<kUse>(p + half);
+  }
+};
+
+/// RMS norm of a head, if `has_norm`, then RoPE. Called by whole warps; idle lanes hold zeros.
+template <class T, int kLanesPerHead>
+__device__ __forceinline__ void norm_and_rotate(HeadPart<T>& head, bool has_norm, const HeadPart<T>& weights,
+                                                const LaneAngles<T>& angles, const QkNormRopeStoreParams<T>& p) {
+  constexpr int vec = vec_elements<T>;
+  float a[vec], b[vec];
+  head.first.unpack(a);
+  head.second.unpack(b);
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < vec; ++i) { squares = fmaf(a[i], a[i], squares); }
+#pragma unroll
+  for (int i = 0; i < vec; ++i) { squares = fmaf(b[i], b[i], squares); }
+  const float scale = rsqrtf(warp_sum<kLanesPerHead>(squares) * p.inverse_head_dim + p.eps);
+  if (has_norm) {
+    float wa[vec], wb[vec];
+    weights.first.unpack(wa);
+    weights.second.unpack(wb);
+#pragma unroll
+    for (int i = 0; i < vec; ++i) {
+      a[i] *= scale * wa[i];
+      b[i] *= scale * wb[i];
+    }
+  }
+  rotate<T>(a, b, angles, p.rope.layout);
+  head = {RowVector<T>::pack(a), RowVector<T>::pack(b)};
+}
+
+}  // namespace detail
+
 /// Warps of the grid, in order: all warps of token 0, of token 1, ...
-template <class Traits, detail::CacheUse kLoad = detail::CacheUse::again, detail::CacheUse kStore = detail::CacheUse::again>
+template <class Traits, detail::CacheUse kStore>
 NVL_KERNEL void __launch_bounds__(Traits::threads)
     qk_norm_rope_store_kernel(const __grid_constant__ QkNormRopeStoreParams<typename Traits::Element> p) {
   using T = typename Traits::Element;
-  using Vector = detail::RowVector<T>;
-  constexpr int vec = Traits::vec;
-  detail::let_next_start();
+  using Part = detail::HeadPart<T>;
   const int head_dim = p.layout.head_dim;
   const int half = head_dim / 2;
   const int num_rotated = p.num_q_heads + p.layout.num_kv_heads;
   const int num_heads = num_rotated + p.layout.num_kv_heads;
-  const int warps_per_token = (num_heads + Traits::heads_per_warp - 1) / Traits::heads_per_warp;
+  const auto warps_per_token = static_cast<unsigned>((num_heads + Traits::heads_per_warp - 1) / Traits::heads_per_warp);
   const unsigned warp = blockIdx.x * (Traits::threads / 32) + threadIdx.x / 32;
-  const int token = static_cast<int>(warp / static_cast<unsigned>(warps_per_token));
+  const int token = static_cast<int>(warp / warps_per_token);
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int column = lane % Traits::lanes_per_head * vec;
+  const int column = lane % Traits::lanes_per_head * Traits::vec;
   const bool idle = column >= half;
-  const int first_head =
-      static_cast<int>(warp % static_cast<unsigned>(warps_per_token)) * Traits::heads_per_warp + lane / Traits::lanes_per_head;
+  const int warp_head = static_cast<int>(warp % warps_per_token) * Traits::heads_per_warp;
+  const auto head_of = [&](int j) { return warp_head + j * Traits::heads_per_step + lane / Traits::lanes_per_head; };
+  const auto norm_of = [&](int head) { return head < p.num_q_heads ? p.q_norm : p.k_norm; };
 
-  // Norm weights: those of Q and those of K, both halves of a head each.
-  Vector weights[2][2];
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const T* const norm = k == 0 ? p.q_norm : p.k_norm;
-    if (norm != nullptr && !idle) {
-      weights[k][0] = Vector::load_weight(norm + column);
-      weights[k][1] = Vector::load_weight(norm + half + column);
-    }
-  }
-  detail::wait_for_previous();
-  if (token >= p.num_tokens) { return; }
-
-  T* const row = p.qkv + token * p.row_stride + column;
-  Vector first[Traits::steps], second[Traits::steps];
+  Part weights[Traits::steps];
 #pragma unroll
   for (int j = 0; j < Traits::steps; ++j) {
-    const int head = first_head + j * Traits::heads_per_step;
-    if (head < num_heads && !idle) {
-      first[j] = Vector::template load<kLoad>(row + head * head_dim);
-      second[j] = Vector::template load<kLoad>(row + head * head_dim + half);
-    }
+    const T* const norm = norm_of(head_of(j));
+    if (norm != nullptr && head_of(j) < num_rotated && !idle) { weights[j] = Part::load_weight(norm + column, half); }
   }
-  const SlotId slot = p.slot_mapping[token];
+  std::int32_t position = 0;
+  SlotId slot = no_slot;
   detail::LaneAngles<T> angles{};
-  if (!idle) { angles = detail::LaneAngles<T>::load(p.rope, p.positions[token], column / vec); }
+  const auto load_indices = [&] {
+    position = p.positions[token];
+    slot = p.slot_mapping[token];
+  };
+  const auto load_angles = [&] {
+    if (!idle) { angles = detail::LaneAngles<T>::load(p.rope, position, column / Traits::vec); }
+  };
+  if (p.indices_ready && token < p.num_tokens) {
+    load_indices();
+    load_angles();
+  }
+  detail::wait_for_previous();
+  detail::let_next_start();
+  if (token >= p.num_tokens) { return; }
+
+  if (!p.indices_ready) { load_indices(); }  // in front of the row: the angles wait for the position
+  T* const row = p.qkv + token * p.row_stride + column;
+  Part parts[Traits::steps];
+#pragma unroll
+  for (int j = 0; j < Traits::steps; ++j) {
+    if (head_of(j) < num_heads && !idle) { parts[j] = Part::load(row + head_of(j) * head_dim, half); }
+  }
+  if (!p.indices_ready) { load_angles(); }
   T* const cache = p.kv + (slot == no_slot ? 0 : p.split.k_offset(slot, p.layout)) + column;
 
 #pragma unroll
   for (int j = 0; j < Traits::steps; ++j) {
-    const int head = first_head + j * Traits::heads_per_step;
-    const bool is_q = head < p.num_q_heads;
-    if (head - lane / Traits::lanes_per_head < num_rotated) {  // the same for the whole warp: it shuffles
-      float a[vec], b[vec];
-      first[j].unpack(a);
-      second[j].unpack(b);
-      float squares = 0.0f;
-#pragma unroll
-      for (int i = 0; i < vec; ++i) { squares = fmaf(a[i], a[i], squares); }
-#pragma unroll
-      for (int i = 0; i < vec; ++i) { squares = fmaf(b[i], b[i], squares); }
-      const float scale = rsqrtf(detail::warp_sum<Traits::lanes_per_head>(squares) / static_cast<float>(head_dim) + p.eps);
-      if ((is_q ? p.q_norm : p.k_norm) != nullptr) {
-        float wa[vec], wb[vec];
-        (is_q ? weights[0][0] : weights[1][0]).unpack(wa);
-        (is_q ? weights[0][1] : weights[1][1]).unpack(wb);
-#pragma unroll
-        for (int i = 0; i < vec; ++i) {
-          a[i] *= scale * wa[i];
-          b[i] *= scale * wb[i];
-        }
-      }
-      detail::rotate<T>(a, b, angles, p.rope.layout);
-      if (head < num_rotated) {
-        first[j] = Vector::pack(a);
-        second[j] = Vector::pack(b);
-      }
+    const int head = head_of(j);
+    if (warp_head + j * Traits::heads_per_step < num_rotated) {  // the same for the whole warp: it shuffles
+      Part rotated = parts[j];
+      detail::norm_and_rotate<T, Traits::lanes_per_head>(rotated, norm_of(head) != nullptr, weights[j], angles, p);
+      if (head < num_rotated) { parts[j] = rotated; }
     }
+    const bool is_q = head < p.num_q_heads;
     if (head >= num_heads || idle || (!is_q && slot == no_slot)) { continue; }
     const int kv_head = head - p.num_q_heads;  // K heads, then V heads: so they lie in a block of the cache, too
-    T* const to = is_q ? row + head * head_dim : cache + kv_head * p.layout.head_elements();
-    first[j].template store<kStore>(to);
-    second[j].template store<kStore>(to + half);
+    parts[j].template store<kStore>(is_q ? row + head * head_dim : cache + kv_head * p.layout.head_elements(), half);
   }
 }
 
@@ -156,8 +193,10 @@ void launch_qk_norm_rope_store(QkNormRopeStoreParams<T> p, cudaStream_t stream, 
               "0, or a multiple of 8, at least a row");
   if (p.num_tokens == 0) { return; }
   p.split = detail::SlotSplit(p.layout.block_size);
+  p.inverse_head_dim = 1.0f / static_cast<float>(p.layout.head_dim);
+  const std::int64_t output_bytes = p.num_tokens * row * static_cast<int>(sizeof(T));
   detail::dispatch_lanes_per_head<T>(p.layout.head_dim, [&]<int kLanes>() {
-    const auto run = [&]<int kSteps>() {
+    const auto run = [&]<int kSteps, detail::CacheUse kStore>() {
       using Traits = QkNormRopeStoreTraits<T, kLanes, kSteps>;
       const std::int64_t warps_per_token = (num_heads + Traits::heads_per_warp - 1) / Traits::heads_per_warp;
       const std::int64_t threads = p.num_tokens * warps_per_token * 32;
@@ -165,14 +204,11 @@ void launch_qk_norm_rope_store(QkNormRopeStoreParams<T> p, cudaStream_t stream, 
                                         .block = dim3(Traits::threads),
                                         .stream = stream,
                                         .overlap_previous = overlap_previous};
-      NVL_CUDA_CHECK(detail::launch(config, qk_norm_rope_store_kernel<Traits>, p));
+      NVL_CUDA_CHECK(detail::launch(config, qk_norm_rope_store_kernel<Traits, kStore>, p));
     };
-    // Few tokens: one step a warp, for latency. Many: angles and weights are loaded once for several steps.
-    if (p.num_tokens <= 256) {
-      run.template operator()<1>();
-    } else {
-      run.template operator()<4>();
-    }
+    // Few tokens: one step a warp, for latency. Many: angles and indices are loaded once for two steps.
+    if (p.num_tokens <= 256) { return run.template operator()<1, detail::CacheUse::again>(); }
+    detail::dispatch_cache_use(output_bytes, [&]<detail::CacheUse kStore>() { run.template operator()<2, kStore>(); });
   });
 }
 

@@ -129,7 +129,7 @@ __device__ __forceinline__ float row_sum(float (&partial)[Traits::vectors], type
 }  // namespace detail
 
 /// Block (threads_per_row, rows_per_block) of RmsNormShape; grid: enough blocks for all rows.
-template <class Traits, detail::CacheUse kLoad, detail::CacheUse kStore>
+template <class Traits, detail::CacheUse kStore>
 NVL_KERNEL void __launch_bounds__(Traits::max_threads)
     rms_norm_kernel(const __grid_constant__ RmsNormParams<typename Traits::Element> p) {
   using T = typename Traits::Element;
@@ -139,13 +139,13 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
 
   const int row = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y);
   const auto column = [&](int j) { return static_cast<int>(threadIdx.x + j * blockDim.x) * vec; };
-  detail::let_next_start();
   Vector weight[Traits::vectors];
 #pragma unroll
   for (int j = 0; j < Traits::vectors; ++j) {
     if (column(j) < p.hidden) { weight[j] = Vector::load_weight(p.weight + column(j)); }
   }
   detail::wait_for_previous();
+  detail::let_next_start();
   if (row >= p.num_tokens) { return; }  // whole warps, and only in blocks whose rows need no barrier
 
   const T* const x = p.x + row * p.x_stride;
@@ -155,8 +155,8 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
 #pragma unroll
   for (int j = 0; j < Traits::vectors; ++j) {
     if (column(j) < p.hidden) {
-      y[j] = Vector::template load<kLoad>(x + column(j));
-      if constexpr (Traits::adds_residual) { old[j] = Vector::template load<kLoad>(residual + column(j)); }
+      y[j] = Vector::load(x + column(j));
+      if constexpr (Traits::adds_residual) { old[j] = Vector::load(residual + column(j)); }
     }
   }
 
@@ -177,6 +177,7 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
     partial[j] = 0.0f;
 #pragma unroll
     for (int i = 0; i < vec; ++i) { partial[j] = fmaf(values[i], values[i], partial[j]); }
+    y[j].keep_packed();
   }
   const float scale = rsqrtf(detail::row_sum<Traits>(partial, shared) / static_cast<float>(p.hidden) + p.eps);
 
@@ -196,24 +197,30 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
 
 namespace detail {
 
-template <class Traits, CacheUse kLoad = CacheUse::again, CacheUse kStore = CacheUse::again>
-void launch_rms_norm_as(const RmsNormParams<typename Traits::Element>& p, const RmsNormShape& shape, cudaStream_t stream,
-                        bool overlap_previous) {
+/// One of the compiled kernels: kMaxThreads is the largest block that a RmsNormShape with this many vectors has.
+template <class T, int kVectors, int kMaxThreads, bool kAddsResidual, CacheUse kStore>
+void launch_rms_norm_as(const RmsNormParams<T>& p, const RmsNormShape& shape, cudaStream_t stream, bool overlap_previous) {
   const LaunchConfig config{
       .grid = dim3(static_cast<unsigned>((p.num_tokens + shape.rows_per_block - 1) / shape.rows_per_block)),
       .block = dim3(static_cast<unsigned>(shape.threads_per_row), static_cast<unsigned>(shape.rows_per_block)),
       .stream = stream,
       .overlap_previous = overlap_previous};
-  NVL_CUDA_CHECK(launch(config, rms_norm_kernel<Traits, kLoad, kStore>, p));
+  NVL_CUDA_CHECK(launch(config, rms_norm_kernel<RmsNormTraits<T, kVectors, kMaxThreads, kAddsResidual>, kStore>, p));
 }
 
 template <class T, bool kAddsResidual>
 void launch_rms_norm_shape(const RmsNormParams<T>& p, const RmsNormShape& shape, cudaStream_t stream, bool overlap_previous) {
-  switch (shape.vectors) {
-    case 1: return launch_rms_norm_as<RmsNormTraits<T, 1, 1024, kAddsResidual>>(p, shape, stream, overlap_previous);
-    case 4: return launch_rms_norm_as<RmsNormTraits<T, 4, 256, kAddsResidual>>(p, shape, stream, overlap_previous);
-    default: return launch_rms_norm_as<RmsNormTraits<T, 8, 1024, kAddsResidual>>(p, shape, stream, overlap_previous);
+  if (shape.vectors == 1) {
+    return launch_rms_norm_as<T, 1, 1024, kAddsResidual, CacheUse::again>(p, shape, stream, overlap_previous);
   }
+  const std::int64_t output_bytes = std::int64_t{p.num_tokens} * p.hidden * static_cast<int>(sizeof(T)) * (kAddsResidual ? 2 : 1);
+  dispatch_cache_use(output_bytes, [&]<CacheUse kStore>() {
+    if (shape.vectors == 4) {
+      launch_rms_norm_as<T, 4, 256, kAddsResidual, kStore>(p, shape, stream, overlap_previous);
+    } else {
+      launch_rms_norm_as<T, 8, 512, kAddsResidual, kStore>(p, shape, stream, overlap_previous);
+    }
+  });
 }
 
 }  // namespace detail
@@ -223,7 +230,7 @@ void launch_rms_norm_shape(const RmsNormParams<T>& p, const RmsNormShape& shape,
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class T>
 void launch_rms_norm(RmsNormParams<T> p, cudaStream_t stream, bool overlap_previous = true) {
-  constexpr int max_hidden = 8 * 1024 * detail::vec_elements<T>;
+  constexpr int max_hidden = 8 * 512 * detail::vec_elements<T>;
   NVL_EXPECTS(p.hidden > 0 && p.hidden % 8 == 0 && p.hidden <= max_hidden, "rms_norm hidden", p.hidden,
               "a positive multiple of 8, at most " + std::to_string(max_hidden));
   NVL_EXPECTS(p.num_tokens >= 0, "rms_norm num_tokens", p.num_tokens, "not negative");

@@ -184,7 +184,6 @@ NVL_KERNEL void __launch_bounds__(Traits::threads) rope_kernel(const __grid_cons
   using T = typename Traits::Element;
   using Vector = detail::RowVector<T>;
   constexpr int vec = Traits::vec;
-  detail::let_next_start();
   const int half = p.table.head_dim / 2;
   const int warps_per_token = (p.num_heads + Traits::heads_per_warp - 1) / Traits::heads_per_warp;
   const auto warp = static_cast<std::int64_t>(blockIdx.x) * (Traits::threads / 32) + threadIdx.x / 32;
@@ -193,6 +192,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads) rope_kernel(const __grid_cons
   const int column = lane % Traits::lanes_per_head;
   const int first_head = static_cast<int>(warp % warps_per_token) * Traits::heads_per_warp + lane / Traits::lanes_per_head;
   detail::wait_for_previous();
+  detail::let_next_start();
   if (token >= p.num_tokens || column * vec >= half) { return; }
 
   T* const row = p.x + token * p.row_stride + column * vec;
