@@ -49,12 +49,13 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-/// The number of tokens that a call with `num_rows` (>= 1) is tuned for: not below it; eight steps an octave, none smaller
-/// than 8 tokens (the least a tensor-core tile has), except that 1, 2 and 4 stand alone.
+/// The number of tokens that a call with `num_rows` (>= 1) is tuned for: not below it; four steps an octave, none smaller
+/// than 8 tokens (the least a tensor-core tile has), except that 1, 2 and 4 stand alone. Finer steps gain nothing, and each kernel
+/// of cuBLASLt's that is used for the first time takes milliseconds to load.
 constexpr std::int32_t gemm_token_bucket(std::int32_t num_rows) noexcept {
   const auto m = static_cast<std::uint32_t>(num_rows);
   if (m <= 8) { return static_cast<std::int32_t>(std::bit_ceil(m)); }
-  const std::uint32_t step = std::max(8u, std::bit_floor(m - 1) / 8);
+  const std::uint32_t step = std::max(8u, std::bit_floor(m - 1) / 4);
   return static_cast<std::int32_t>((m + step - 1) / step * step);
 }
 
