@@ -2,11 +2,11 @@
 /// One case of prefill attention with random data: on the device for the kernel, on the host for the oracle.
 
 #include "kernels/paged_attention_prefill_cases.hpp"
-#include "support/device.cuh"
 
 #include <nvl/core/dtype.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/core/kv_layout.hpp>
+#include <nvl/kernels/detail/launch.cuh>
 #include <nvl/kernels/paged_attention_prefill_plan.cuh>
 #include <nvl/kernels/reference/attention.hpp>
 #include <nvl/kernels/reference/error_measure.hpp>
@@ -48,7 +48,8 @@ class NormalSource {
 };
 
 /// Every slot of the KV pool that no sequence sees holds NaN; so do the gaps between rows of q, and out before the call.
-template <class T>
+/// Buffer<X> owns an array on the device that reads as 0xff bytes where nobody wrote.
+template <class T, template <class> class Buffer>
 class PrefillProblem {
  public:
   explicit PrefillProblem(const PrefillCase& shape, std::uint32_t seed = 1)
@@ -76,7 +77,7 @@ class PrefillProblem {
     std::mt19937 random(seed);
     std::shuffle(order.begin(), order.end(), random);
     std::vector<nvl::BlockId> table(shape.sequences.size() * static_cast<std::size_t>(max_blocks_), nvl::BlockId{0xffffffffu});
-    kv_device_ = DeviceVector<T>(static_cast<std::size_t>(layout_.layer_elements()));
+    kv_device_ = Buffer<T>(static_cast<std::size_t>(layout_.layer_elements()));
     const T nan = static_cast<T>(std::numeric_limits<float>::quiet_NaN());
     std::vector<T> block(static_cast<std::size_t>(layout_.block_elements()));
     std::size_t next = 0;
@@ -106,15 +107,15 @@ class PrefillProblem {
       normal.fill(
           std::span(q_).subspan(static_cast<std::size_t>(t * q_stride_), static_cast<std::size_t>(shape.num_q_heads) * d));
     }
-    q_device_ = DeviceVector<T>(q_);
+    q_device_ = Buffer<T>(q_);
     const std::size_t rows = static_cast<std::size_t>(num_tokens_) * static_cast<std::size_t>(shape.num_q_heads);
-    out_device_ = DeviceVector<T>(rows * d);
-    lse_device_ = DeviceVector<float>(rows);
-    table_device_ = DeviceVector<nvl::BlockId>(table);
-    seq_lens_device_ = DeviceVector<std::int32_t>(seq_lens_);
-    cu_device_ = DeviceVector<std::int32_t>(cu_);
-    stride_device_ = DeviceVector<std::int32_t>(std::vector<std::int32_t>{max_blocks_});
-    workspace_ = DeviceVector<std::byte>(nvl::kernels::paged_prefill_workspace_bytes<T>(
+    out_device_ = Buffer<T>(rows * d);
+    lse_device_ = Buffer<float>(rows);
+    table_device_ = Buffer<nvl::BlockId>(table);
+    seq_lens_device_ = Buffer<std::int32_t>(seq_lens_);
+    cu_device_ = Buffer<std::int32_t>(cu_);
+    stride_device_ = Buffer<std::int32_t>(std::vector<std::int32_t>{max_blocks_});
+    workspace_ = Buffer<std::byte>(nvl::kernels::paged_prefill_workspace_bytes<T>(
         num_tokens_, static_cast<std::int32_t>(seq_lens_.size()), shape.num_q_heads, shape.num_kv_heads, shape.head_dim));
   }
 
@@ -232,11 +233,11 @@ class PrefillProblem {
   std::vector<std::int32_t> cu_, seq_lens_;
   std::vector<T> q_;
   std::vector<std::vector<T>> keys_, values_;  // of a sequence: [num_kv_heads, seq_len, head_dim]
-  DeviceVector<T> kv_device_, q_device_, out_device_;
-  DeviceVector<float> lse_device_;
-  DeviceVector<nvl::BlockId> table_device_;
-  DeviceVector<std::int32_t> seq_lens_device_, cu_device_, stride_device_;
-  DeviceVector<std::byte> workspace_;
+  Buffer<T> kv_device_, q_device_, out_device_;
+  Buffer<float> lse_device_;
+  Buffer<nvl::BlockId> table_device_;
+  Buffer<std::int32_t> seq_lens_device_, cu_device_, stride_device_;
+  Buffer<std::byte> workspace_;
 };
 
 }  // namespace nvl_test

@@ -1,4 +1,5 @@
 #include "kernels/paged_attention_prefill_problem.cuh"
+#include "support/device.cuh"
 
 #include <nvl/kernels/paged_attention_prefill.cuh>
 
@@ -13,7 +14,8 @@
 namespace {
 
 using nvl_test::PrefillCase;
-using nvl_test::PrefillProblem;
+template <class T>
+using PrefillProblem = nvl_test::PrefillProblem<T, nvl_test::DeviceVector>;
 
 /// Rounding P to 16 bits adds an error like that of rounding the output, which `max_nmse` bounds alone.
 template <class T>

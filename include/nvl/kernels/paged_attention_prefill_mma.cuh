@@ -1,7 +1,7 @@
 #pragma once
 /// Prefill attention over paged K and V with m16n8k16 tensor-core products: any GPU from sm_80, bf16 and fp16.
 ///
-/// A block of four warps takes one tile of packed rows and one KV head; a warp keeps 32 rows (16 for head dim 256) of output in
+/// A block of four warps takes one tile of packed rows; a warp keeps 32 rows (16 for head dim 256) of output in
 /// registers, so that a fragment of K or V read from shared memory serves two products. Keys come in tiles of 64 from the last
 /// visible to the first; the copy of V runs under Q K^T and the softmax, that of the next K under P V.
 /// Rows of shared memory are padded by 16 bytes: an odd number of 16-byte units, so ldmatrix meets no bank conflict.
@@ -32,10 +32,10 @@ struct PagedPrefillMmaTraits {
   using Element = T;
   static constexpr std::int32_t head_dim = kHeadDim;
   static constexpr bool has_softcap = kHasSoftcap;
-  static constexpr int warps = 4;
-  static constexpr int threads = 32 * warps;
   static constexpr int tile_rows = paged_prefill_tile_rows<T>(kHeadDim);
-  static constexpr int slabs = tile_rows / (16 * warps);  // of 16 rows a warp
+  static constexpr int slabs = kHeadDim <= 128 ? 2 : 1;  // of 16 rows a warp
+  static constexpr int warps = tile_rows / (16 * slabs);
+  static constexpr int threads = 32 * warps;
   static constexpr int tile_keys = 64;
   static constexpr int row_stride = kHeadDim + 8;  // [elements] of a row in shared memory
 
@@ -81,14 +81,14 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t 
 /// The packed query rows of a tile, zeros past its end.
 template <class Traits>
 __device__ __forceinline__ void copy_queries(typename Traits::Element* to, const PagedPrefillParams<typename Traits::Element>& p,
-                                             const PagedPrefillTile& tile, const RowMap& rows, std::int32_t kv_head) {
+                                             const PagedPrefillTile& tile, const RowMap& rows) {
   constexpr int units = Traits::head_dim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < Traits::tile_rows * units; i += Traits::threads) {
     const std::int32_t row = i / units;
     const std::int32_t column = i % units * 8;
     const bool is_there = row < rows.num_rows;
     const std::int32_t query = rows.query(is_there ? row : 0);
-    const std::int32_t head = kv_head * rows.group + rows.head(is_there ? row : 0, query);
+    const std::int32_t head = rows.head(is_there ? row : 0, query);
     copy_16_async(shared_address(to + row * Traits::row_stride + column),
                   p.q + (tile.first_token + query) * p.q_row_stride + head * Traits::head_dim + column, is_there);
   }
@@ -178,11 +178,10 @@ __device__ __forceinline__ void multiply_weights_values(float (&out)[Traits::sla
   }
 }
 
-/// One tile and KV head.
+/// One tile.
 template <class Traits>
 __device__ __forceinline__ void attend_tile(typename Traits::SharedStorage& shared,
-                                            const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillTile& tile,
-                                            std::int32_t kv_head) {
+                                            const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillTile& tile) {
   using T = typename Traits::Element;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -190,8 +189,8 @@ __device__ __forceinline__ void attend_tile(typename Traits::SharedStorage& shar
   const KeyRange keys = keys_of(tile, rows, p.window);
   const BlockId* table = p.block_tables + tile.table_offset;
   const int block_bits = __ffs(p.layout.block_size) - 1;
-  const T* k_source = p.kv + p.layout.k_offset(0, kv_head, 0);
-  const T* v_source = p.kv + p.layout.v_offset(0, kv_head, 0);
+  const T* k_source = p.kv + p.layout.k_offset(0, tile.kv_head, 0);
+  const T* v_source = p.kv + p.layout.v_offset(0, tile.kv_head, 0);
   const auto copy = [&](T* to, const T* source, std::int32_t first) {
     copy_keys<Traits>(to, source, p.layout.block_elements(), table, block_bits, first, keys.end);
     commit_copies();
@@ -199,7 +198,7 @@ __device__ __forceinline__ void attend_tile(typename Traits::SharedStorage& shar
 
   const std::int32_t first_tile = keys.begin / Traits::tile_keys;
   std::int32_t key_tile = (keys.end - 1) / Traits::tile_keys;
-  copy_queries<Traits>(shared.q, p, tile, rows, kv_head);
+  copy_queries<Traits>(shared.q, p, tile, rows);
   copy(shared.k, k_source, key_tile * Traits::tile_keys);
 
   const int first_row = warp * 16 * Traits::slabs;
@@ -242,11 +241,7 @@ __device__ __forceinline__ void attend_tile(typename Traits::SharedStorage& shar
       }
       float rescale[2];
       state[slab].step(s[slab], scale_log2, rescale);
-#pragma unroll
-      for (int i = 0; i < Traits::head_dim / 8; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) { out[slab][i][j] *= rescale[j / 2]; }
-      }
+      apply_rescale(out[slab], rescale);
     }
     wait_for_copies();
     __syncthreads();
@@ -255,12 +250,13 @@ __device__ __forceinline__ void attend_tile(typename Traits::SharedStorage& shar
   }
 #pragma unroll
   for (int slab = 0; slab < Traits::slabs; ++slab) {
-    store_slab<T, Traits::head_dim, Traits::row_stride>(shared.q + (first_row + 16 * slab) * Traits::row_stride, out[slab],
-                                                        state[slab], p, tile, rows, kv_head, first_row + 16 * slab, scale_log2);
+    T* const staging = shared.q + (first_row + 16 * slab) * Traits::row_stride;
+    store_slab<T, Traits::head_dim>([&](int row, int unit) { return staging + row * Traits::row_stride + unit * 8; }, out[slab],
+                                    state[slab], p, tile, rows, first_row + 16 * slab, scale_log2);
   }
 }
 
-/// blockIdx.x / num_kv_heads is the tile: blocks past the last tile end at once.
+/// A block a tile; blocks past the last tile end at once.
 template <class Traits>
 NVL_KERNEL void __launch_bounds__(Traits::threads)
     paged_prefill_mma_kernel(const __grid_constant__ PagedPrefillParams<typename Traits::Element> p) {
@@ -268,11 +264,10 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
   wait_for_previous();
   let_next_start();
   const auto& plan = *static_cast<const PagedPrefillPlan*>(p.workspace);
-  const std::int32_t at = static_cast<std::int32_t>(blockIdx.x) / p.layout.num_kv_heads;
+  const auto at = static_cast<std::int32_t>(blockIdx.x);
   if (at >= plan.num_tiles) { return; }
   const PagedPrefillTile tile = plan.tiles()[at];
-  attend_tile<Traits>(*reinterpret_cast<typename Traits::SharedStorage*>(prefill_shared), p, tile,
-                      static_cast<std::int32_t>(blockIdx.x) % p.layout.num_kv_heads);
+  attend_tile<Traits>(*reinterpret_cast<typename Traits::SharedStorage*>(prefill_shared), p, tile);
 }
 
 #endif
@@ -290,7 +285,7 @@ void launch_paged_prefill_mma(const PagedPrefillParams<typename Traits::Element>
   NVL_EXPECTS(p.layout.head_dim == Traits::head_dim, "paged_prefill head_dim", p.layout.head_dim,
               "that of the traits (" + std::to_string(Traits::head_dim) + ")");
   if (p.num_tokens == 0 || p.num_seqs == 0) { return; }
-  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(detail::prefill::max_work(p))),
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(detail::prefill::max_tiles(p))),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = sizeof(typename Traits::SharedStorage),
                                     .stream = stream,

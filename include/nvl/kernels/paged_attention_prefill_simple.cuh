@@ -1,7 +1,7 @@
 #pragma once
 /// Prefill attention over paged K and V without tensor cores: float, for small models and as a check of the others.
 ///
-/// A block takes one tile of packed rows and one KV head, a warp one row at a time. Of 32 keys a lane computes one score whole;
+/// A block takes one tile of packed rows, a warp one row at a time. Of 32 keys a lane computes one score whole;
 /// then the lanes turn to the columns of the output and every weight is broadcast. Nothing is shared between rows but the
 /// caches, so this is many times slower than the tensor-core kernels.
 
@@ -38,7 +38,7 @@ namespace detail::prefill {
 /// One packed row against its visible keys, by one warp.
 template <class Traits>
 __device__ __forceinline__ void attend_row(const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillTile& tile,
-                                           const KeyRange& visible, std::int64_t token, std::int32_t kv_head, std::int32_t head) {
+                                           const KeyRange& visible, std::int64_t token, std::int32_t head) {
   using T = typename Traits::Element;
   constexpr int columns = (Traits::head_dim + 31) / 32;  // of the output, a lane
   constexpr int vec = vec_elements<T>;
@@ -54,7 +54,7 @@ __device__ __forceinline__ void attend_row(const PagedPrefillParams<typename Tra
     float score = -INFINITY;
     std::int64_t slot = 0;  // [elements] of this lane's key in K
     if (key < visible.end) {
-      slot = p.layout.k_offset(index_of(table[key >> block_bits]), kv_head, key & (p.layout.block_size - 1));
+      slot = p.layout.k_offset(index_of(table[key >> block_bits]), tile.kv_head, key & (p.layout.block_size - 1));
       score = 0.0f;
 #pragma unroll 4
       for (int d = 0; d < Traits::head_dim; d += vec) {
@@ -100,15 +100,13 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
   wait_for_previous();
   let_next_start();
   const auto& plan = *static_cast<const PagedPrefillPlan*>(p.workspace);
-  const std::int32_t at = static_cast<std::int32_t>(blockIdx.x) / p.layout.num_kv_heads;
-  const std::int32_t kv_head = static_cast<std::int32_t>(blockIdx.x) % p.layout.num_kv_heads;
+  const auto at = static_cast<std::int32_t>(blockIdx.x);
   if (at >= plan.num_tiles) { return; }
   const PagedPrefillTile tile = plan.tiles()[at];
   const RowMap rows(tile, Traits::tile_rows, p.num_q_heads / p.layout.num_kv_heads);
   for (std::int32_t row = static_cast<std::int32_t>(threadIdx.x) / 32; row < rows.num_rows; row += Traits::warps) {
     const std::int32_t query = rows.query(row);
-    attend_row<Traits>(p, tile, keys_of_row(tile, rows, row, p.window), tile.first_token + query, kv_head,
-                       kv_head * rows.group + rows.head(row, query));
+    attend_row<Traits>(p, tile, keys_of_row(tile, rows, row, p.window), tile.first_token + query, rows.head(row, query));
   }
 }
 
@@ -126,7 +124,7 @@ void launch_paged_prefill_simple(const PagedPrefillParams<typename Traits::Eleme
   NVL_EXPECTS(p.layout.head_dim == Traits::head_dim, "paged_prefill head_dim", p.layout.head_dim,
               "that of the traits (" + std::to_string(Traits::head_dim) + ")");
   if (p.num_tokens == 0 || p.num_seqs == 0) { return; }
-  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(detail::prefill::max_work(p))),
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(detail::prefill::max_tiles(p))),
                                     .block = dim3(Traits::threads),
                                     .stream = stream,
                                     .overlap_previous = p.overlap_previous};

@@ -1,9 +1,9 @@
 #pragma once
 /// Prefill attention over paged K and V for Hopper (sm_90a), head dims 64 and 128, bf16 and fp16.
 ///
-/// One block a multiprocessor works through the plan. Its first warpgroup moves data: one warp brings tiles of 128 keys, one
-/// warp their values, each page by a tensor copy that swizzles it into place; two warps gather the packed query rows of the next
-/// tile. Two warpgroups of 64 rows each compute, with scores, weights and output in registers. A warpgroup issues Q K^T of the
+/// One block a multiprocessor draws tiles of the plan. Its first warpgroup moves data: one warp brings tiles of 128 keys, one
+/// warp their values, each page by a tensor copy that swizzles it into place; one the packed query rows of the
+/// next tile. Two warpgroups of 64 rows each compute, with scores, weights and output in registers. A warpgroup issues Q K^T of the
 /// next keys before P V of the last ones and takes the softmax of the former while the latter runs; the two take turns at
 /// issuing, so that the softmax of one runs under the products of the other.
 /// Shah et al. 2024, arXiv:2407.08608.   Oracle: kernels/reference/attention.hpp
@@ -29,7 +29,7 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-template <class T, std::int32_t kHeadDim, bool kHasSoftcap = false>
+template <class T, std::int32_t kHeadDim, bool kHasSoftcap = false, int kTileKeys = 128, bool kTurns = true>
 struct PagedPrefillWgmmaTraits {
   static_assert(sizeof(T) == 2 && !std::is_integral_v<T>, "nvl: PagedPrefillWgmmaTraits is for bf16 and fp16");
   static_assert(kHeadDim == 64 || kHeadDim == 128, "nvl: PagedPrefillWgmmaTraits is for head dims 64 and 128");
@@ -39,33 +39,63 @@ struct PagedPrefillWgmmaTraits {
   static constexpr int consumers = 2;  // warpgroups that compute
   static constexpr int threads = 128 * (1 + consumers);
   static constexpr int tile_rows = 64 * consumers;
-  static constexpr int tile_keys = 128;
-  static constexpr int stages = 2;
+  static constexpr int tile_keys = kTileKeys;
+  static constexpr int stages = 256 / kTileKeys;
   static constexpr int column_blocks = kHeadDim / 64;
-  static constexpr int out_stride = kHeadDim + 8;  // [elements] of a staged output row: no bank conflicts
-  static constexpr int producer_registers = 40;    // of 65,536 for 384 threads
+  static constexpr bool turns = kTurns;
+  static constexpr int producer_registers = 40;  // of 65,536 for 384 threads
   static constexpr int consumer_registers = 232;
   static_assert(tile_rows == paged_prefill_tile_rows<T>(kHeadDim), "nvl: the plan and the kernel disagree about tiles");
 
-  struct SharedStorage {
-    alignas(1024) T q[tile_rows * kHeadDim];  // tiles as in warpgroup_mma.cuh: [column_blocks][rows][64]
-    alignas(1024) T k[stages][tile_keys * kHeadDim];
-    alignas(1024) T v[stages][tile_keys * kHeadDim];
-    alignas(16) T out[tile_rows * out_stride];
-    std::uint64_t q_full, q_empty;
-    std::uint64_t k_full[stages], k_empty[stages];
-    std::uint64_t v_full[stages], v_empty[stages];
-  };
+  struct SharedStorage;
 };
 
 namespace detail::prefill {
 
-/// K and V of a layer as rows of head_dim elements, read in boxes of 64 elements by min(block_size, tile_keys) rows.
-struct KvMap {
-  CUtensorMap map;
+/// K and V of a layer as rows of head_dim elements, read in boxes of 64 elements by min(block_size, tile_keys) rows; the queries
+/// as [token][head][element], in boxes of 64 elements of the heads of a group of the tokens of a tile.
+struct TensorMaps {
+  CUtensorMap kv;
+  CUtensorMap q;
 };
 
 #if defined(__CUDACC__)
+
+inline constexpr std::int32_t no_tile = -1;
+
+/// A tile and what follows from it.
+template <class Traits>
+struct Work {
+  PagedPrefillTile tile;
+  RowMap rows;
+  KeyRange keys;
+  std::int32_t first_tile, last_tile;  // of keys, both included; no_tile in both: there is no work
+
+  __device__ __forceinline__ Work(const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillTile& t)
+      : tile(t),
+        rows(tile, Traits::tile_rows, p.num_q_heads / p.layout.num_kv_heads),
+        keys(keys_of(tile, rows, p.window)),
+        first_tile(keys.begin / Traits::tile_keys),
+        last_tile((keys.end - 1) / Traits::tile_keys) {}
+};
+
+}  // namespace detail::prefill
+
+template <class T, std::int32_t kHeadDim, bool kHasSoftcap, int kTileKeys, bool kTurns>
+struct PagedPrefillWgmmaTraits<T, kHeadDim, kHasSoftcap, kTileKeys, kTurns>::SharedStorage {
+  // Tiles as in warpgroup_mma.cuh: [column_blocks][rows][64].
+  alignas(1024) T q[2][tile_rows * kHeadDim];  // later the output of the same rows
+  alignas(1024) T k[stages][tile_keys * kHeadDim];
+  alignas(1024) T v[stages][tile_keys * kHeadDim];
+  detail::prefill::Work<PagedPrefillWgmmaTraits> work[2];  // of the queries in q
+  std::int32_t next_tile[2];                               // of the plan, or no_tile: what the warps that move data take up next
+  std::uint64_t next_full[2], next_empty[2];
+  std::uint64_t q_full[2], q_empty[2];
+  std::uint64_t k_full[stages], k_empty[stages];
+  std::uint64_t v_full[stages], v_empty[stages];
+};
+
+namespace detail::prefill {
 
 // Without sm_90a code the kernel below is empty; its launch bound tells the host (has_wgmma_code).
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -89,46 +119,72 @@ struct RingCursor {
   }
 };
 
-/// The units of work of this block: round by round, every other round from the other end, so that no block gets the longest of
-/// every round.
-struct WorkCursor {
-  std::int32_t round = 0;
-  __device__ __forceinline__ std::int32_t next() {
-    const auto blocks = static_cast<std::int32_t>(gridDim.x);
-    const auto block = static_cast<std::int32_t>(blockIdx.x);
-    const std::int32_t at = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
-    ++round;
+/// One thread: draws tiles of the plan for the warps that move data, one ahead of them.
+template <class Traits>
+__device__ __forceinline__ void draw_tiles(PagedPrefillPlan& plan, typename Traits::SharedStorage& shared) {
+  RingCursor<2> cursor;
+  auto at = static_cast<std::int32_t>(blockIdx.x);  // the first without asking
+  while (true) {
+    hopper::wait_phase(&shared.next_empty[cursor.stage], cursor.parity ^ 1u);
+    shared.next_tile[cursor.stage] = at < plan.num_tiles ? at : no_tile;
+    hopper::arrive(&shared.next_full[cursor.stage]);
+    if (at >= plan.num_tiles) { break; }
+    cursor.advance();
+    at = static_cast<std::int32_t>(gridDim.x + atomicAdd(&plan.next, 1u));
+  }
+  // The last block leaves the counters as it found them.
+  if (atomicAdd(&plan.finished, 1u) == gridDim.x - 1) {
+    plan.next = 0;
+    plan.finished = 0;
+  }
+}
+
+/// A warp's view of what draw_tiles drew.
+template <class Traits>
+struct TileCursor {
+  RingCursor<2> cursor;
+  __device__ __forceinline__ std::int32_t next(typename Traits::SharedStorage& shared) {
+    hopper::wait_phase(&shared.next_full[cursor.stage], cursor.parity);
+    const std::int32_t at = shared.next_tile[cursor.stage];
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) { hopper::arrive(&shared.next_empty[cursor.stage]); }
+    cursor.advance();
     return at;
   }
 };
 
-/// What every role derives from a unit of work.
+/// What a warp that brings pages needs to know of a unit of work. Loaded one unit ahead: behind every address is another load.
 template <class Traits>
-struct Work {
-  PagedPrefillTile tile;
-  std::int32_t kv_head;
-  RowMap rows;
-  KeyRange keys;
-  std::int32_t first_tile, last_tile;  // of keys, both included
+struct PageWork {
+  const BlockId* table;
+  std::int32_t seq_len;
+  std::int32_t head_row;  // first row of the KV head in block 0
+  std::int32_t first_tile, last_tile;
 
-  __device__ __forceinline__ Work(const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillPlan& plan,
-                                  std::int32_t at)
-      : tile(plan.tiles()[at / p.layout.num_kv_heads]),
-        kv_head(at % p.layout.num_kv_heads),
-        rows(tile, Traits::tile_rows, p.num_q_heads / p.layout.num_kv_heads),
-        keys(keys_of(tile, rows, p.window)),
-        first_tile(keys.begin / Traits::tile_keys),
-        last_tile((keys.end - 1) / Traits::tile_keys) {}
+  __device__ __forceinline__ PageWork(const PagedPrefillParams<typename Traits::Element>& p, const PagedPrefillTile& tile,
+                                      int kv) {
+    const Work<Traits> work(p, tile);
+    table = p.block_tables + work.tile.table_offset;
+    seq_len = work.tile.seq_len;
+    head_row = (kv * p.layout.num_kv_heads + tile.kv_head) * p.layout.block_size;
+    first_tile = work.first_tile;
+    last_tile = work.last_tile;
+  }
+  /// The block that holds `key`, 0 if there is none.
+  __device__ __forceinline__ std::int32_t block_of(std::int32_t key, int block_bits) const {
+    return key < seq_len ? static_cast<std::int32_t>(index_of(table[key >> block_bits])) : 0;
+  }
 };
 
 /// One warp: the pages of K (or of V: `kv` = 1) of every tile of keys of every unit of work, last tile first.
 template <class Traits>
-__device__ __forceinline__ void produce_pages(const PagedPrefillParams<typename Traits::Element>& p, const CUtensorMap* map,
-                                              int kv, typename Traits::Element (*buffers)[Traits::tile_keys * Traits::head_dim],
-                                              std::uint64_t* full, std::uint64_t* empty) {
+__device__ __forceinline__ void produce_pages(const PagedPrefillParams<typename Traits::Element>& p,
+                                              typename Traits::SharedStorage& shared, const CUtensorMap* map, int kv) {
+  auto& buffers = kv == 0 ? shared.k : shared.v;
+  std::uint64_t* const full = kv == 0 ? shared.k_full : shared.v_full;
+  std::uint64_t* const empty = kv == 0 ? shared.k_empty : shared.v_empty;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto& plan = *static_cast<const PagedPrefillPlan*>(p.workspace);
-  const std::int32_t num_work = plan.num_tiles * p.layout.num_kv_heads;
   const int block_bits = __ffs(p.layout.block_size) - 1;
   const int box_rows = min(p.layout.block_size, Traits::tile_keys);
   const int boxes = Traits::tile_keys / box_rows;  // of a column block; at most 8
@@ -136,71 +192,76 @@ __device__ __forceinline__ void produce_pages(const PagedPrefillParams<typename 
   const int box_key = lane % boxes * box_rows;  // in the tile
   const bool has_box = column_block < Traits::column_blocks;
   RingCursor<Traits::stages> cursor;
-  WorkCursor order;
-  for (std::int32_t at = order.next(); at < num_work; at = order.next()) {
-    const Work<Traits> work(p, plan, at);
-    const BlockId* table = p.block_tables + work.tile.table_offset;
-    const std::int32_t head_row = (kv * p.layout.num_kv_heads + work.kv_head) * p.layout.block_size;
-    const auto block_at = [&](std::int32_t key_tile) -> std::int32_t {
-      const std::int32_t key = key_tile * Traits::tile_keys + box_key;
-      return key_tile >= work.first_tile && key < work.tile.seq_len
-                 ? static_cast<std::int32_t>(index_of(table[key >> block_bits]))
-                 : 0;
-    };
-    std::int32_t block = block_at(work.last_tile);
+  TileCursor<Traits> order;
+  std::int32_t at = order.next(shared);
+  if (at == no_tile) { return; }
+  PageWork<Traits> work(p, plan.tiles()[at], kv);
+  std::int32_t block = work.block_of(work.last_tile * Traits::tile_keys + box_key, block_bits);
+  while (true) {
+    PageWork<Traits> next = work;
     for (std::int32_t key_tile = work.last_tile; key_tile >= work.first_tile; --key_tile) {
-      const std::int32_t next_block = block_at(key_tile - 1);
       const std::int32_t key = key_tile * Traits::tile_keys + box_key;
-      const bool copies = has_box && key < work.tile.seq_len;
       hopper::wait_phase(&empty[cursor.stage], cursor.parity ^ 1u);
       if (lane == 0) {
-        const int present = min(boxes, (work.tile.seq_len - key_tile * Traits::tile_keys + box_rows - 1) / box_rows);
+        const int present = min(boxes, (work.seq_len - key_tile * Traits::tile_keys + box_rows - 1) / box_rows);
         hopper::arrive_expecting(&full[cursor.stage],
                                  static_cast<std::uint32_t>(present * Traits::column_blocks * box_rows * 128));
       }
       __syncwarp();
-      if (copies) {
+      if (has_box && key < work.seq_len) {
         const std::int32_t row =
-            block * 2 * p.layout.num_kv_heads * p.layout.block_size + head_row + (key & (p.layout.block_size - 1));
+            block * 2 * p.layout.num_kv_heads * p.layout.block_size + work.head_row + (key & (p.layout.block_size - 1));
         hopper::copy_box(buffers[cursor.stage] + (column_block * Traits::tile_keys + box_key) * 64, map, column_block * 64, row,
                          &full[cursor.stage]);
       }
-      block = next_block;
       cursor.advance();
+      if (key_tile == work.last_tile) {
+        at = order.next(shared);
+        if (at != no_tile) { next = PageWork<Traits>(p, plan.tiles()[at], kv); }
+      }
+      block = key_tile > work.first_tile ? work.block_of((key_tile - 1) * Traits::tile_keys + box_key, block_bits)
+                                         : next.block_of(next.last_tile * Traits::tile_keys + box_key, block_bits);
     }
+    if (at == no_tile) { break; }
+    work = next;
   }
 }
 
-/// Two warps: the packed query rows of every unit of work. `thread` counts from 0 to 63.
+/// Where 16-byte unit `unit` of row `row` of a tile of `tile_rows` queries lies.
+template <class Traits>
+__device__ __forceinline__ typename Traits::Element* swizzled(typename Traits::Element* tile, int row, int unit) {
+  return tile + (unit / 8 * Traits::tile_rows + row) * 64 + (unit % 8 ^ row % 8) * 8;
+}
+
+/// One warp: the packed query rows of every unit of work, and what it is; after the last an empty one. Rows past the end of a
+/// tile are those of other queries or old ones: nothing is done with their results.
 template <class Traits>
 __device__ __forceinline__ void produce_queries(const PagedPrefillParams<typename Traits::Element>& p,
-                                                typename Traits::SharedStorage& shared, int thread) {
-  constexpr int units = Traits::head_dim / 8;
-  constexpr int rows_at_once = 64 / units;
+                                                typename Traits::SharedStorage& shared, const CUtensorMap* map) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto& plan = *static_cast<const PagedPrefillPlan*>(p.workspace);
-  const std::int32_t num_work = plan.num_tiles * p.layout.num_kv_heads;
-  const int unit = thread % units;
-  std::uint32_t parity = 1;
-  WorkCursor order;
-  for (std::int32_t at = order.next(); at < num_work; at = order.next()) {
-    const Work<Traits> work(p, plan, at);
-    const typename Traits::Element* source = p.q + work.tile.first_token * p.q_row_stride +
-                                             static_cast<std::int64_t>(work.kv_head) * work.rows.group * Traits::head_dim +
-                                             unit * 8;
-    hopper::wait_phase(&shared.q_empty, parity);
-    parity ^= 1u;
-#pragma unroll 4
-    for (int row = thread / units; row < Traits::tile_rows; row += rows_at_once) {
-      const bool is_there = row < work.rows.num_rows;
-      const std::int32_t query = work.rows.query(is_there ? row : 0);
-      const std::int32_t head = work.rows.head(is_there ? row : 0, query);
-      const typename Traits::Element* to = shared.q + (unit / 8 * Traits::tile_rows + row) * 64 + (unit % 8 ^ row % 8) * 8;
-      copy_16_async(shared_address(to), source + query * p.q_row_stride + head * Traits::head_dim, is_there);
+  const std::int32_t group = p.num_q_heads / p.layout.num_kv_heads;
+  const std::int32_t box_rows = Traits::tile_rows / group * group;
+  RingCursor<2> cursor;
+  TileCursor<Traits> order;
+  for (std::int32_t at = order.next(shared); at != no_tile; at = order.next(shared)) {
+    const Work<Traits> work(p, plan.tiles()[at]);
+    hopper::wait_phase(&shared.q_empty[cursor.stage], cursor.parity ^ 1u);
+    if (lane == 0) {
+      shared.work[cursor.stage] = work;
+      hopper::arrive_expecting(&shared.q_full[cursor.stage], static_cast<std::uint32_t>(Traits::column_blocks * box_rows * 128));
+#pragma unroll
+      for (int block = 0; block < Traits::column_blocks; ++block) {
+        hopper::copy_box(shared.q[cursor.stage] + block * Traits::tile_rows * 64, map, block * 64, work.rows.first_head,
+                         work.tile.first_token + work.rows.first_query, &shared.q_full[cursor.stage]);
+      }
     }
-    commit_copies();
-    wait_for_copies();
-    hopper::fence_async_proxy();
-    hopper::arrive(&shared.q_full);
+    cursor.advance();
+  }
+  hopper::wait_phase(&shared.q_empty[cursor.stage], cursor.parity ^ 1u);
+  if (lane == 0) {
+    shared.work[cursor.stage].last_tile = no_tile;
+    hopper::arrive(&shared.q_full[cursor.stage]);
   }
 }
 
@@ -223,11 +284,12 @@ struct Accumulators {
     }
     hopper::commit_products();
   }
-  /// out += P V, left running.
-  __device__ __forceinline__ void begin_output(std::uint64_t v) {
+  /// out = P V + (accumulate ? out : 0), left running.
+  __device__ __forceinline__ void begin_output(std::uint64_t v, bool accumulate) {
 #pragma unroll
     for (int step = 0; step < Traits::tile_keys / 16; ++step) {
-      hopper::multiply_registers_tile<T>(out, weights[step], hopper::advance(v, static_cast<std::uint32_t>(step) * 16 * 128));
+      hopper::multiply_registers_tile<T>(out, weights[step], hopper::advance(v, static_cast<std::uint32_t>(step) * 16 * 128),
+                                         accumulate || step != 0);
     }
     hopper::commit_products();
   }
@@ -256,114 +318,160 @@ __device__ __forceinline__ void clear_values(typename Traits::Element* values, i
   hopper::named_sync(3 + group, 128);
 }
 
-/// A computing warpgroup, `group` 0 or 1.
+/// A computing warpgroup, `group` 0 or 1. Units of work follow each other without a gap: the first scores of one are computed
+/// beside the last output of the one before.
 template <class Traits>
 __device__ __forceinline__ void consume(const PagedPrefillParams<typename Traits::Element>& p,
                                         typename Traits::SharedStorage& shared, int group) {
+  using T = typename Traits::Element;
+  constexpr int tile_keys = Traits::tile_keys;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int lane = thread % 32;
-  const int warp_row = 64 * group + thread / 32 * 16;  // of the tile
-  const auto& plan = *static_cast<const PagedPrefillPlan*>(p.workspace);
-  const std::int32_t num_work = plan.num_tiles * p.layout.num_kv_heads;
   const float scale_log2 = p.scale * log2_e;
   const Softcap softcap{2.0f * log2_e * p.scale / p.softcap, p.softcap / p.scale};
-  const std::uint64_t q = hopper::tile_descriptor(shared.q + group * 64 * 64);
-  const std::uint64_t k = hopper::tile_descriptor(shared.k[0]);
-  const std::uint64_t v = hopper::tile_descriptor(shared.v[0], Traits::tile_keys * 128);
-  constexpr std::uint32_t buffer_bytes = Traits::tile_keys * Traits::head_dim * 2;
-
-  const auto take_turn = [&] { hopper::named_sync(1 + group, 256); };
-  const auto pass_turn = [&] { hopper::named_arrive(2 - group, 256); };
+  const auto take_turn = [&] {
+    if constexpr (Traits::turns) { hopper::named_sync(1 + group, 256); }
+  };
+  const auto pass_turn = [&] {
+    if constexpr (Traits::turns) { hopper::named_arrive(2 - group, 256); }
+  };
   const auto release = [&](std::uint64_t* barrier) {
-    if (lane == 0) { hopper::arrive(barrier); }
+    if (thread % 32 == 0) { hopper::arrive(barrier); }
   };
   if (group == 1) { pass_turn(); }
 
+  RingCursor<2> q_at;
   RingCursor<Traits::stages> k_at, v_at;
-  std::uint32_t q_parity = 0;
-  WorkCursor order;
-  for (std::int32_t at = order.next(); at < num_work; at = order.next()) {
-    const Work<Traits> work(p, plan, at);
+  OnlineRows state;
+  Accumulators<Traits> acc;
+  float rescale[2];
+  // Of the tile of keys whose scores come next.
+  std::int32_t key_tile, first_tile, unmasked_begin, unmasked_end;
+  // Of the tile whose weights wait for the product with the values.
+  bool is_first, values_end;
+
+  // False: there is no more.
+  const auto begin_work = [&] {
+    hopper::wait_phase(&shared.q_full[q_at.stage], q_at.parity);
+    const Work<Traits>& work = shared.work[q_at.stage];
+    if (work.last_tile == no_tile) { return false; }
     const std::int32_t offset = work.tile.seq_len - work.tile.query_len;
-    // Tiles from `unmasked_begin` to `unmasked_end` are seen whole by every row.
-    const std::int32_t unmasked_end = offset + work.rows.first_query + 1;
-    const std::int32_t unmasked_begin = p.window > 0 ? max(0, offset + work.rows.last_query + 1 - p.window) : 0;
-    OnlineRows state;
-    Accumulators<Traits> acc;
-    float rescale[2];
-
-    const auto soften = [&](std::int32_t key_tile) {
-      const std::int32_t first_key = key_tile * Traits::tile_keys;
-      if constexpr (Traits::has_softcap) { apply_softcap(acc.s, softcap); }
-      if (first_key < unmasked_begin || first_key + Traits::tile_keys > unmasked_end) {
-        const int row = warp_row + lane / 4;
-        const KeyRange visible[2] = {keys_of_row(work.tile, work.rows, row, p.window),
-                                     keys_of_row(work.tile, work.rows, row + 8, p.window)};
-        apply_mask(acc.s, first_key + lane % 4 * 2, visible);
-      }
-      state.step(acc.s, scale_log2, rescale);
-    };
-
-    hopper::wait_phase(&shared.q_full, q_parity);
-    q_parity ^= 1u;
-    hopper::wait_phase(&shared.k_full[k_at.stage], k_at.parity);
-    hopper::pin(acc.s);
-    hopper::begin_products();
-    acc.begin_scores(q, hopper::advance(k, static_cast<std::uint32_t>(k_at.stage) * buffer_bytes));
-    hopper::wait_products<0>();
+    key_tile = work.last_tile;
+    first_tile = work.first_tile;
+    // Keys from `unmasked_begin` to `unmasked_end` are visible to every row.
+    unmasked_end = offset + work.rows.first_query + 1;
+    unmasked_begin = p.window > 0 ? max(0, offset + work.rows.last_query + 1 - p.window) : 0;
+    state = OnlineRows{};
+    return true;
+  };
+  const auto begin_scores = [&] {
+    const std::uint64_t q = hopper::tile_descriptor(shared.q[q_at.stage] + group * 64 * 64);
+    const std::uint64_t k = hopper::tile_descriptor(shared.k[k_at.stage]);
+    acc.begin_scores(q, k);
+  };
+  const auto end_scores = [&] {
     hopper::pin(acc.s);
     release(&shared.k_empty[k_at.stage]);
     k_at.advance();
-    soften(work.last_tile);
-    acc.round_weights();
-#pragma unroll
-    for (int i = 0; i < Traits::head_dim / 8; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) { acc.out[i][j] = 0.0f; }
-    }
-    if ((work.last_tile + 1) * Traits::tile_keys > work.tile.seq_len) {
-      hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
-      clear_values<Traits>(shared.v[v_at.stage], work.tile.seq_len - work.last_tile * Traits::tile_keys, group, thread);
-    }
-
-    for (std::int32_t key_tile = work.last_tile - 1; key_tile >= work.first_tile; --key_tile) {
-      hopper::wait_phase(&shared.k_full[k_at.stage], k_at.parity);
-      take_turn();
-      hopper::pin(acc.s);
-      hopper::pin(acc.out);
-      hopper::begin_products();
-      acc.begin_scores(q, hopper::advance(k, static_cast<std::uint32_t>(k_at.stage) * buffer_bytes));
-      hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
-      acc.begin_output(hopper::advance(v, static_cast<std::uint32_t>(v_at.stage) * buffer_bytes));
-      pass_turn();
-      hopper::wait_products<1>();
-      hopper::pin(acc.s);
-      release(&shared.k_empty[k_at.stage]);
-      k_at.advance();
-      soften(key_tile);
-      hopper::wait_products<0>();
-      hopper::pin(acc.out);
-      release(&shared.v_empty[v_at.stage]);
-      v_at.advance();
-      acc.round_weights();
-#pragma unroll
-      for (int i = 0; i < Traits::head_dim / 8; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) { acc.out[i][j] *= rescale[j / 2]; }
-      }
-    }
-    release(&shared.q_empty);
-
-    hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
-    hopper::pin(acc.out);
-    hopper::begin_products();
-    acc.begin_output(hopper::advance(v, static_cast<std::uint32_t>(v_at.stage) * buffer_bytes));
+  };
+  const auto begin_output = [&] { acc.begin_output(hopper::tile_descriptor(shared.v[v_at.stage], tile_keys * 128), !is_first); };
+  const auto end_output = [&] {
     hopper::wait_products<0>();
     hopper::pin(acc.out);
     release(&shared.v_empty[v_at.stage]);
     v_at.advance();
-    store_slab<typename Traits::Element, Traits::head_dim, Traits::out_stride>(
-        shared.out + warp_row * Traits::out_stride, acc.out, state, p, work.tile, work.rows, work.kv_head, warp_row, scale_log2);
+  };
+  const auto soften = [&] {
+    const std::int32_t first_key = key_tile * tile_keys;
+    if constexpr (Traits::has_softcap) { apply_softcap(acc.s, softcap); }
+    if (first_key < unmasked_begin || first_key + tile_keys > unmasked_end) {
+      const Work<Traits>& work = shared.work[q_at.stage];
+      const int thread_now = thread_idx_anew() - 128;
+      const int row = thread_now / 32 * 16 + thread_now % 32 / 4;
+      const KeyRange visible[2] = {keys_of_row(work.tile, work.rows, row, p.window),
+                                   keys_of_row(work.tile, work.rows, row + 8, p.window)};
+      apply_mask(acc.s, first_key + thread_now % 4 * 2, visible);
+    }
+    state.step(acc.s, scale_log2, rescale);
+    asm volatile("" : "+f"(state.sum[0]), "+f"(state.sum[1]));  // summed here, beside the running product, not later
+  };
+  // The weights of `key_tile` wait from here on.
+  const auto end_tile = [&](bool first_of_work) {
+    acc.round_weights();
+    is_first = first_of_work;
+    values_end = first_of_work && (key_tile + 1) * tile_keys > shared.work[q_at.stage].tile.seq_len;
+  };
+  const auto end_work = [&](int stage, OnlineRows& done) {
+    const Work<Traits>& work = shared.work[stage];
+    T* const staging = shared.q[stage];
+    const int row = (thread_idx_anew() - 128) / 32 * 16;  // of the tile; the first warpgroup moves data
+    hopper::named_sync(3 + group, 128);                   // no warp of the group reads these queries any more
+    store_slab<T, Traits::head_dim>([&](int r, int unit) { return swizzled<Traits>(staging, row + r, unit); }, acc.out, done, p,
+                                    work.tile, work.rows, row, scale_log2);
+    hopper::fence_async_proxy();  // the next queries come by the copy engine
+    __syncwarp();
+    release(&shared.q_empty[stage]);
+  };
+  const auto clear_past_the_end = [&] {
+    if (values_end) {
+      hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
+      clear_values<Traits>(shared.v[v_at.stage], shared.work[q_at.stage].tile.seq_len - key_tile * tile_keys, group, thread);
+    }
+  };
+
+  // The last output, beside nothing.
+  const auto finish = [&](int stage, OnlineRows& done) {
+    hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
+    hopper::pin(acc.out);
+    hopper::begin_products();
+    begin_output();
+    end_output();
+    end_work(stage, done);
+  };
+
+  if (!begin_work()) { return; }
+  hopper::wait_phase(&shared.k_full[k_at.stage], k_at.parity);
+  hopper::pin(acc.s);
+  hopper::begin_products();
+  begin_scores();
+  hopper::wait_products<0>();
+  end_scores();
+  soften();
+  end_tile(true);
+  while (true) {
+    const bool same_work = key_tile > first_tile;
+    clear_past_the_end();
+    const int last_stage = q_at.stage;
+    OnlineRows last_state = state;
+    if (same_work) {
+      --key_tile;
+    } else {
+      q_at.advance();
+      if (!begin_work()) {
+        finish(last_stage, last_state);
+        return;
+      }
+    }
+    hopper::wait_phase(&shared.k_full[k_at.stage], k_at.parity);
+    take_turn();
+    hopper::pin(acc.s);
+    hopper::pin(acc.out);
+    hopper::begin_products();
+    begin_scores();
+    hopper::wait_phase(&shared.v_full[v_at.stage], v_at.parity);
+    begin_output();
+    pass_turn();
+    hopper::wait_products<1>();
+    end_scores();
+    soften();
+    // The wait for the output is in both branches, not before them: the assembler would move it up and the softmax after it.
+    if (same_work) {
+      end_output();
+      apply_rescale(acc.out, rescale);
+    } else {
+      end_output();
+      end_work(last_stage, last_state);
+    }
+    end_tile(!same_work);
   }
 }
 
@@ -372,14 +480,19 @@ __device__ __forceinline__ void consume(const PagedPrefillParams<typename Traits
 template <class Traits>
 NVL_KERNEL void __launch_bounds__(NVL_PREFILL_WGMMA_THREADS(Traits::threads), 1)
     paged_prefill_wgmma_kernel(const __grid_constant__ PagedPrefillParams<typename Traits::Element> p,
-                               const __grid_constant__ KvMap kv) {
+                               const __grid_constant__ TensorMaps maps) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) std::uint8_t prefill_wgmma_shared[];
   auto& shared = *reinterpret_cast<typename Traits::SharedStorage*>(prefill_wgmma_shared);
   if (threadIdx.x == 0) {
-    hopper::prefetch_map(&kv.map);
-    hopper::init_barrier(&shared.q_full, 64);
-    hopper::init_barrier(&shared.q_empty, 4 * Traits::consumers);
+    hopper::prefetch_map(&maps.kv);
+    hopper::prefetch_map(&maps.q);
+    for (int stage = 0; stage < 2; ++stage) {
+      hopper::init_barrier(&shared.next_full[stage], 1);
+      hopper::init_barrier(&shared.next_empty[stage], 3);
+      hopper::init_barrier(&shared.q_full[stage], 1);
+      hopper::init_barrier(&shared.q_empty[stage], 4 * Traits::consumers);
+    }
     for (int stage = 0; stage < Traits::stages; ++stage) {
       hopper::init_barrier(&shared.k_full[stage], 1);
       hopper::init_barrier(&shared.v_full[stage], 1);
@@ -395,12 +508,12 @@ NVL_KERNEL void __launch_bounds__(NVL_PREFILL_WGMMA_THREADS(Traits::threads), 1)
   if (group == 0) {
     hopper::give_registers<Traits::producer_registers>();
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    if (warp == 0) {
-      produce_pages<Traits>(p, &kv.map, 0, shared.k, shared.k_full, shared.k_empty);
-    } else if (warp == 1) {
-      produce_pages<Traits>(p, &kv.map, 1, shared.v, shared.v_full, shared.v_empty);
-    } else {
-      produce_queries<Traits>(p, shared, static_cast<int>(threadIdx.x) - 64);
+    if (warp < 2) {
+      produce_pages<Traits>(p, shared, &maps.kv, warp);
+    } else if (warp == 2) {
+      produce_queries<Traits>(p, shared, &maps.q);
+    } else if (threadIdx.x % 32 == 0) {
+      draw_tiles<Traits>(*static_cast<PagedPrefillPlan*>(p.workspace), shared);
     }
   } else {
     hopper::take_registers<Traits::consumer_registers>();
@@ -408,7 +521,7 @@ NVL_KERNEL void __launch_bounds__(NVL_PREFILL_WGMMA_THREADS(Traits::threads), 1)
   }
 #else
   static_cast<void>(p);
-  static_cast<void>(kv);
+  static_cast<void>(maps);
 #endif
 }
 
@@ -422,9 +535,11 @@ bool has_wgmma_code() {
   return attributes.maxThreadsPerBlock >= Traits::threads;
 }
 
-/// \throws CudaError if the driver refuses the map.
-template <class Traits>
-KvMap make_kv_map(const PagedPrefillParams<typename Traits::Element>& p) {
+/// Describes a tensor to the copy engine. `strides` are in elements, that of the first dimension is 1.
+/// \throws CudaError if the driver refuses it
+template <class T, int kRank>
+CUtensorMap make_tensor_map(const T* data, const std::int64_t (&extents)[kRank], const std::int64_t (&strides)[kRank - 1],
+                            const std::int32_t (&box)[kRank]) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
     void* function = nullptr;
@@ -435,19 +550,32 @@ KvMap make_kv_map(const PagedPrefillParams<typename Traits::Element>& p) {
   if (encode == nullptr) {
     raise(CudaError(static_cast<int>(cudaErrorNotSupported), "cuTensorMapEncodeTiled", "the driver does not have it"));
   }
-  const KvLayout& l = p.layout;
-  const cuuint64_t extents[2] = {static_cast<cuuint64_t>(l.head_dim), static_cast<cuuint64_t>(l.layer_elements() / l.head_dim)};
-  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(l.head_dim) * sizeof(typename Traits::Element)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(std::min(l.block_size, std::int32_t{Traits::tile_keys}))};
-  const cuuint32_t steps[2] = {1, 1};
-  KvMap kv{};
+  cuuint64_t sizes[kRank], stride_bytes[kRank - 1];
+  cuuint32_t box_sizes[kRank], steps[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    sizes[i] = static_cast<cuuint64_t>(extents[i]);
+    box_sizes[i] = static_cast<cuuint32_t>(box[i]);
+    steps[i] = 1;
+    if (i + 1 < kRank) { stride_bytes[i] = static_cast<cuuint64_t>(strides[i]) * sizeof(T); }
+  }
+  CUtensorMap map{};
   const CUresult status =
-      encode(&kv.map,
-             std::is_same_v<typename Traits::Element, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             2, const_cast<typename Traits::Element*>(p.kv), extents, row_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      encode(&map, std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, kRank,
+             const_cast<T*>(data), sizes, stride_bytes, box_sizes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) { raise(CudaError(static_cast<int>(status), "cuTensorMapEncodeTiled", "map of the KV cache")); }
-  return kv;
+  if (status != CUDA_SUCCESS) { raise(CudaError(static_cast<int>(status), "cuTensorMapEncodeTiled", "refused")); }
+  return map;
+}
+
+template <class Traits>
+TensorMaps make_tensor_maps(const PagedPrefillParams<typename Traits::Element>& p) {
+  const KvLayout& l = p.layout;
+  const std::int64_t head_dim = l.head_dim;
+  const std::int32_t group = p.num_q_heads / l.num_kv_heads;
+  return {.kv = make_tensor_map<typename Traits::Element, 2>(p.kv, {head_dim, l.layer_elements() / head_dim}, {head_dim},
+                                                             {64, std::min(l.block_size, std::int32_t{Traits::tile_keys})}),
+          .q = make_tensor_map<typename Traits::Element, 3>(p.q, {head_dim, p.num_q_heads, p.num_tokens},
+                                                            {head_dim, p.q_row_stride}, {64, group, Traits::tile_rows / group})};
 }
 
 #endif
@@ -473,14 +601,14 @@ void launch_paged_prefill_wgmma(const PagedPrefillParams<typename Traits::Elemen
   int device = 0, processors = 0;
   NVL_CUDA_CHECK(cudaGetDevice(&device));
   NVL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(processors, detail::prefill::max_work(p)));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(processors, detail::prefill::max_tiles(p)));
   const detail::LaunchConfig config{.grid = dim3(blocks),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = sizeof(typename Traits::SharedStorage),
                                     .stream = stream,
                                     .overlap_previous = p.overlap_previous};
-  const detail::prefill::KvMap kv = detail::prefill::make_kv_map<Traits>(p);
-  NVL_CUDA_CHECK(detail::launch(config, detail::prefill::paged_prefill_wgmma_kernel<Traits>, p, kv));
+  const detail::prefill::TensorMaps maps = detail::prefill::make_tensor_maps<Traits>(p);
+  NVL_CUDA_CHECK(detail::launch(config, detail::prefill::paged_prefill_wgmma_kernel<Traits>, p, maps));
 }
 
 #endif

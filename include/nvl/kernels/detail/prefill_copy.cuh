@@ -26,38 +26,57 @@ __device__ __forceinline__ void copy_16_async(std::uint32_t to, const void* from
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
-/// Normalises and stores 16 rows of output through this warp's own 16 rows of shared memory, in 16-byte accesses.
-template <class T, int kHeadDim, int kRowStride>
-__device__ __forceinline__ void store_slab(T* staging, const float (&out)[kHeadDim / 8][4], OnlineRows& state,
+/// This thread's index, read anew: what is computed from it is not kept in registers from one use in a loop to the next.
+__device__ __forceinline__ int thread_idx_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+/// Normalises and stores 16 rows of output through shared memory of this warp's own, in 16-byte accesses. `staging(row, unit)`
+/// is where 16-byte unit `unit` of row `row` of the 16 lies; `first_row` is the row of the tile that the first of them is.
+template <class T, int kHeadDim, class Staging>
+__device__ __forceinline__ void store_slab(const Staging& staging, const float (&out)[kHeadDim / 8][4], OnlineRows& state,
                                            const PagedPrefillParams<T>& p, const PagedPrefillTile& tile, const RowMap& rows,
-                                           std::int32_t kv_head, std::int32_t first_row, float scale_log2) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+                                           std::int32_t first_row, float scale_log2) {
+  const int lane = thread_idx_anew() % 32;
   float normalise[2], lse[2];
   state.finish(scale_log2, normalise, lse);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; ++i) {
-      *reinterpret_cast<std::uint32_t*>(staging + (lane / 4 + 8 * half) * kRowStride + 8 * i + lane % 4 * 2) =
+      *reinterpret_cast<std::uint32_t*>(staging(lane / 4 + 8 * half, i) + lane % 4 * 2) =
           pack2<T>(out[i][2 * half] * normalise[half], out[i][2 * half + 1] * normalise[half]);
     }
     const std::int32_t row = first_row + lane / 4 + 8 * half;
     if (p.lse != nullptr && lane % 4 == 0 && row < rows.num_rows) {
       const std::int32_t query = rows.query(row);
-      p.lse[std::int64_t{tile.first_token + query} * p.num_q_heads + kv_head * rows.group + rows.head(row, query)] = lse[half];
+      p.lse[std::int64_t{tile.first_token + query} * p.num_q_heads + rows.head(row, query)] = lse[half];
     }
   }
   __syncwarp();
   constexpr int units = kHeadDim / 8;
+  constexpr int accesses = units / 2;  // a lane
+  constexpr int batch = accesses % 4 == 0 ? 4 : 1;
 #pragma unroll
-  for (int i = lane; i < 16 * units; i += 32) {
-    const std::int32_t row = first_row + i / units;
-    if (row >= rows.num_rows) { break; }
-    const std::int32_t query = rows.query(row);
-    const std::int32_t head = kv_head * rows.group + rows.head(row, query);
-    const std::int32_t column = i % units * 8;
-    Vec<T, 8>::load(staging + i / units * kRowStride + column)
-        .store(p.out + (std::int64_t{tile.first_token + query} * p.num_q_heads + head) * kHeadDim + column);
+  for (int first = 0; first < accesses; first += batch) {
+    Vec<T, 8> parts[batch];
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      const int at = (first + i) * 32 + lane;
+      parts[i] = Vec<T, 8>::load(staging(at / units, at % units));
+    }
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      const int at = (first + i) * 32 + lane;
+      const std::int32_t row = first_row + at / units;
+      if (row < rows.num_rows) {
+        const std::int32_t query = rows.query(row);
+        const std::int32_t head = rows.head(row, query);
+        parts[i].store(p.out + (std::int64_t{tile.first_token + query} * p.num_q_heads + head) * kHeadDim + at % units * 8);
+      }
+    }
   }
   __syncwarp();
 }

@@ -27,26 +27,26 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-/// From a packed row of a tile to its token and head.
+/// From a packed row of a tile to its query token and query head.
 struct RowMap {
-  std::int32_t first_query;  // query token, in its sequence, of the tile's first row
-  std::int32_t first_head;   // head, in its group, of the tile's first row
-  std::int32_t last_query;   // of the tile
-  std::int32_t num_rows;     // in this tile
+  std::int32_t first_query;  // token of the first row, in its sequence
+  std::int32_t last_query;
+  std::int32_t num_rows;
+  std::int32_t first_head;  // query head of the first row
   std::int32_t group;
   std::uint32_t reciprocal;  // of the group, times 2^16, rounded up
 
-  /// `tile_rows` is at most 128 and the group too, so (first_head + row) * reciprocal >> 16 is the exact quotient.
+  /// A tile and a group have at most 128 rows, so row * reciprocal >> 16 is the exact quotient.
   __device__ __forceinline__ RowMap(const PagedPrefillTile& tile, std::int32_t tile_rows, std::int32_t group_size)
       : group(group_size),
         reciprocal((65535u + static_cast<std::uint32_t>(group_size)) / static_cast<std::uint32_t>(group_size)) {
-    first_query = tile.first_row / group;
-    first_head = tile.first_row - first_query * group;
-    num_rows = min(tile_rows, tile.query_len * group - tile.first_row);
-    last_query = query(num_rows - 1);
+    first_query = tile.first_query;
+    last_query = min(tile.query_len, first_query + tile_rows / group) - 1;
+    num_rows = (last_query + 1 - first_query) * group;
+    first_head = tile.kv_head * group;
   }
   __device__ __forceinline__ std::int32_t query(std::int32_t row) const {
-    return first_query + static_cast<std::int32_t>((static_cast<std::uint32_t>(first_head + row) * reciprocal) >> 16);
+    return first_query + static_cast<std::int32_t>((static_cast<std::uint32_t>(row) * reciprocal) >> 16);
   }
   __device__ __forceinline__ std::int32_t head(std::int32_t row, std::int32_t query_of_row) const {
     return first_head + row - (query_of_row - first_query) * group;
@@ -92,19 +92,31 @@ __device__ __forceinline__ void apply_mask(float (&s)[kBlocks][4], std::int32_t 
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const std::int32_t begin = visible[row].begin - first_key;
-    const std::uint32_t length = static_cast<std::uint32_t>(visible[row].end - visible[row].begin);
+    const std::int32_t end = visible[row].end - first_key;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        if (static_cast<std::uint32_t>(8 * i + j - begin) >= length) { s[i][2 * row + j] = -INFINITY; }
+        if (8 * i + j >= end) { s[i][2 * row + j] = -INFINITY; }
+      }
+    }
+    if (begin > 0) {  // a sliding window
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (8 * i + j < begin) { s[i][2 * row + j] = -INFINITY; }
+        }
       }
     }
   }
 }
 
-/// Running maximum (of unscaled scores) and this thread's share of the sum, of rows lane / 4 and lane / 4 + 8.
+/// Rows lane / 4 and lane / 4 + 8: the score that weights are relative to, and this thread's share of the sum of weights.
+/// Any score of the row would do. The largest so far is followed only when it gets ahead by `slack`, so that what was summed
+/// before is seldom rescaled; weights then reach 2^slack, which costs no precision.
 struct OnlineRows {
+  static constexpr float slack = 8.0f;  // powers of two
   float max[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
 
@@ -112,26 +124,37 @@ struct OnlineRows {
   /// `rescale`. A row that has not seen a key yet keeps the maximum -inf and gets zeros.
   template <int kBlocks>
   __device__ __forceinline__ void step(float (&s)[kBlocks][4], float scale_log2, float (&rescale)[2]) {
+    float m[2][2];  // two chains a row
+#pragma unroll
+    for (int j = 0; j < 4; ++j) { m[j / 2][j % 2] = fmaxf(s[0][j], s[1][j]); }
+#pragma unroll
+    for (int i = 2; i < kBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) { m[j / 2][j % 2] = fmaxf(m[j / 2][j % 2], s[i][j]); }
+    }
+    float largest[2] = {fmaxf(m[0][0], m[0][1]), fmaxf(m[1][0], m[1][1])};
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) { largest[row] = fmaxf(largest[row], __shfl_xor_sync(0xffffffffu, largest[row], lanes)); }
+    }
+    float base[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float m = max[row];
+      const bool follow = (largest[row] - max[row]) * scale_log2 > slack;  // false if both are -inf
+      const float reference = follow ? largest[row] : max[row];
+      base[row] = reference == -INFINITY ? 0.0f : reference * scale_log2;
+      rescale[row] = follow ? exp2_approx(max[row] * scale_log2 - base[row]) : 1.0f;
+      max[row] = reference;
+      sum[row] *= rescale[row];
+    }
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) { m = fmaxf(m, fmaxf(s[i][2 * row], s[i][2 * row + 1])); }
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-      const float base = m == -INFINITY ? 0.0f : m * scale_log2;
-      rescale[row] = exp2_approx(max[row] * scale_log2 - base);
-      max[row] = m;
-      float total = sum[row] * rescale[row];
+    for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          s[i][2 * row + j] = exp2_approx(s[i][2 * row + j] * scale_log2 - base);
-          total += s[i][2 * row + j];
-        }
+      for (int j = 0; j < 4; ++j) {
+        s[i][j] = exp2_approx(s[i][j] * scale_log2 - base[j / 2]);
+        sum[j / 2] += s[i][j];
       }
-      sum[row] = total;
     }
   }
 
@@ -142,11 +165,23 @@ struct OnlineRows {
       float total = sum[row];
       total += __shfl_xor_sync(0xffffffffu, total, 1);
       total += __shfl_xor_sync(0xffffffffu, total, 2);
-      normalise[row] = 1.0f / total;
+      normalise[row] = __frcp_rn(total);
       lse[row] = (max[row] * scale_log2 + log2f(total)) * ln_2;
     }
   }
 };
+
+/// Multiplies the two rows of `out` by what OnlineRows::step said, if that is not 1 for the whole warp.
+template <int kBlocks>
+__device__ __forceinline__ void apply_rescale(float (&out)[kBlocks][4], const float (&rescale)[2]) {
+  if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) { out[i][j] *= rescale[j / 2]; }
+    }
+  }
+}
 
 #endif
 

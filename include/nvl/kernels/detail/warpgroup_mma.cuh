@@ -79,6 +79,15 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, std::
                "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
                : "memory");
 }
+/// The same of a map of three dimensions.
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, std::int32_t x, std::int32_t y, std::int32_t z,
+                                         std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      : "memory");
+}
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -157,29 +166,38 @@ __device__ __forceinline__ void multiply_tiles(float (&d)[kBlocks][4], std::uint
   }
 }
 
-/// d += a b: `a` 64 x 16 in registers (of a warp, as m16n8k16 has it), `b` 16 rows of a tile, whose columns are the N.
+/// d = a b + (accumulate ? d : 0): `a` 64 x 16 in registers (of a warp, as m16n8k16 has it), `b` 16 rows of a tile, whose columns
+/// are the N.
 template <class T, int kBlocks>
-__device__ __forceinline__ void multiply_registers_tile(float (&d)[kBlocks][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+__device__ __forceinline__ void multiply_registers_tile(float (&d)[kBlocks][4], const std::uint32_t (&a)[4], std::uint64_t b,
+                                                        int accumulate) {
   static_assert(kBlocks == 8 || kBlocks == 16);
   if constexpr (kBlocks == 16 && std::is_same_v<T, bf16>) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NVL_REGS_0_31 ", " NVL_REGS_32_63
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : NVL_OUTPUTS
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NVL_REGS_0_31 ", " NVL_REGS_32_63
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+        : NVL_OUTPUTS
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
   } else if constexpr (kBlocks == 16) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" NVL_REGS_0_31 ", " NVL_REGS_32_63
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : NVL_OUTPUTS
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" NVL_REGS_0_31 ", " NVL_REGS_32_63
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+        : NVL_OUTPUTS
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
   } else if constexpr (std::is_same_v<T, bf16>) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NVL_REGS_0_31
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : NVL_OUTPUTS_HALF
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NVL_REGS_0_31 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+        : NVL_OUTPUTS_HALF
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
   } else {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NVL_REGS_0_31 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : NVL_OUTPUTS_HALF
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NVL_REGS_0_31 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+        : NVL_OUTPUTS_HALF
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
   }
 }
 
