@@ -61,10 +61,11 @@ NVL_KERNEL void fill_random_kernel(T* out, std::size_t count) {
 }
 
 /// Stands for the small kernels between the linear layers of a step, which overlap with what allows it.
-NVL_KERNEL void neighbour_kernel(float* out) {
+template <class T>
+NVL_KERNEL void neighbour_kernel(T* out) {
   wait_for_previous();
   let_next_start();
-  if (threadIdx.x == 0) { out[blockIdx.x] = static_cast<float>(blockIdx.x); }
+  if (threadIdx.x == 0) { out[blockIdx.x] = static_cast<T>(blockIdx.x); }
 }
 
 }  // namespace detail
@@ -147,7 +148,7 @@ class GemmTuner {
   void launch_neighbour(cudaStream_t stream) const {
     const detail::LaunchConfig config{
         .grid = dim3(neighbour_blocks), .block = dim3(128), .stream = stream, .overlap_previous = true};
-    NVL_CUDA_CHECK(detail::launch(config, detail::neighbour_kernel, reinterpret_cast<float*>(scratch_.data())));
+    NVL_CUDA_CHECK(detail::launch(config, detail::neighbour_kernel<float>, reinterpret_cast<float*>(scratch_.data())));
   }
 
   void fill(DType type) {
