@@ -21,6 +21,7 @@ void ModelOptions::add_device_to(OptionParser& parser) {
                 "Share of the GPU's memory that may be in use, by whomever, with this program. Default: 0.92.");
   parser.flag("--enforce-eager", enforce_eager,
               "Launch every kernel of a decode step by itself instead of replaying CUDA graphs.");
+  parser.flag("--memory-plan", memory_plan, "Print what the engine holds in memory, item by item.");
   parser.option("--gemm-cache", gemm_cache, "FILE", "Where the matrix product algorithms that were found for this GPU are kept.");
   parser.option("--gemm-search-seconds", gemm_search_seconds, "S",
                 "Time to look for faster matrix product algorithms at start-up. Default: 0.");

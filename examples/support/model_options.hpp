@@ -25,6 +25,7 @@ struct ModelOptions {
   std::optional<double> gpu_memory_utilization, gemm_search_seconds;
   std::string gemm_cache;
   bool enforce_eager = false;
+  bool memory_plan = false;
   bool check_tensors = false;
 
   void add_model_to(OptionParser& parser);

@@ -25,6 +25,7 @@ inline nvl::LLM open_llm(const std::string& program, const ModelOptions& model, 
   options.progress = [&bar](double fraction) { bar.update(fraction); };
   nvl::LLM llm(model.model, std::move(options));
   bar.clear();
+  if (model.memory_plan) { std::fputs(to_table(llm.engine().memory_plan()).c_str(), stderr); }
   for (const std::string& warning : llm.warnings()) {
     std::fprintf(stderr, "%s: warning: %s\n", program.c_str(), one_line(warning).c_str());
   }

@@ -138,7 +138,7 @@ TEST_CASE("a GPU engine takes what its plan says, nothing more in a step, and gi
     GpuEngine gpu(cuda_tiny_config(), cuda_tiny_weights(), options);
     const auto taken = static_cast<double>(device_bytes_in_use() - before);
     const auto planned = static_cast<double>(gpu.memory_plan().total_bytes());
-    INFO("taken " << taken << ", planned " << planned << "\n" << to_table(gpu.memory_plan(), 16));
+    INFO("taken " << taken << ", planned " << planned << "\n" << to_table(gpu.memory_plan()));
     CHECK(std::abs(taken - planned) <= 0.01 * planned + (8 << 20));
     gpu.generate(varied_requests(12));
     const std::size_t in_steps = device_bytes_in_use();

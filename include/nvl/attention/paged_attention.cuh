@@ -11,6 +11,7 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step_limits.hpp>
 #include <nvl/core/supported.hpp>
+#include <nvl/kernels/detail/trace.cuh>
 #include <nvl/kernels/paged_attention_decode.cuh>
 #include <nvl/kernels/paged_attention_prefill.cuh>
 #include <nvl/ops/cuda_device.cuh>
@@ -70,6 +71,7 @@ class PagedAttention {
   }
 
   void plan(const AttentionMetadata& metadata) {
+    const kernels::detail::TraceSpan span("attention plan");
     metadata_ = metadata;
     if (has_decodes()) {
       for (const Window& window : windows_) {
@@ -82,6 +84,7 @@ class PagedAttention {
   }
 
   void run(const AttentionCall<T>& call) {
+    const kernels::detail::TraceSpan span("attention");
     if (has_decodes()) {
       const auto params = decode_params(call, window_of(call.window));
       kernels::with_paged_decode_traits<T, kHeadDim>(

@@ -36,6 +36,7 @@ struct EngineOptions {
 /// Every byte that an engine will hold on its device.
 struct MemoryPlan {
   std::int32_t max_model_len = 0;  // [tokens]
+  std::int32_t block_size = 0;     // [tokens]
   FixedMemory fixed;
   std::int64_t kv_bytes_per_block = 0;  // K and V of all layers
   std::int64_t num_blocks = 0;
@@ -49,7 +50,7 @@ struct MemoryPlan {
 };
 
 /// The plan as a table, a line an item.
-inline std::string to_table(const MemoryPlan& plan, std::int32_t block_size) {
+inline std::string to_table(const MemoryPlan& plan) {
   std::string table;
   const auto row = [&](const char* what, std::int64_t bytes, const std::string& note = {}) {
     char line[160];
@@ -59,7 +60,7 @@ inline std::string to_table(const MemoryPlan& plan, std::int32_t block_size) {
   };
   row("weights", plan.fixed.weight_bytes);
   row("KV cache", plan.kv_bytes,
-      std::to_string(plan.num_blocks) + " blocks of " + std::to_string(block_size) + " tokens, " +
+      std::to_string(plan.num_blocks) + " blocks of " + std::to_string(plan.block_size) + " tokens, " +
           std::to_string(plan.kv_bytes_per_block) + " bytes each");
   row("activations", plan.activation_bytes);
   row("logits", plan.logits_bytes);
@@ -101,6 +102,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
               "0 to 2^31 - 1");
 
   MemoryPlan plan;
+  plan.block_size = block_size;
   plan.max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   const std::int64_t tokens = options.max_num_batched_tokens;
   const std::int64_t row =
@@ -121,19 +123,19 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
     const std::int64_t budget = options.kv_cache_memory_bytes > 0 ? options.kv_cache_memory_bytes : device.budget_bytes - others;
     plan.num_blocks = std::min({budget / plan.kv_bytes_per_block, most_useful, (std::int64_t{1} << 31) - 1});
     if (plan.num_blocks < 1) {
-      raise(OutOfMemory("no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
-                        std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) +
-                        " layers x 2 x " + std::to_string(config.num_kv_heads) + " KV heads x " +
-                        std::to_string(config.head_dim) + " x " + std::to_string(element_bytes) + " bytes x " +
-                        std::to_string(block_size) + " tokens), the budget is " + std::to_string(budget) + " bytes" +
-                        (others > 0 ? ": " + std::to_string(device.budget_bytes) + " less these:\n" + to_table(plan, block_size)
-                                    : std::string())));
+      raise(OutOfMemory(
+          "no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
+          std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) + " layers x 2 x " +
+          std::to_string(config.num_kv_heads) + " KV heads x " + std::to_string(config.head_dim) + " x " +
+          std::to_string(element_bytes) + " bytes x " + std::to_string(block_size) + " tokens), the budget is " +
+          std::to_string(budget) + " bytes" +
+          (others > 0 ? ": " + std::to_string(device.budget_bytes) + " less these:\n" + to_table(plan) : std::string())));
     }
   }
   plan.kv_bytes = plan.num_blocks * plan.kv_bytes_per_block;
   if (!device.is_for_kv_only && plan.total_bytes() > device.budget_bytes) {
     raise(OutOfMemory("the engine needs " + std::to_string(plan.total_bytes()) + " bytes and may have " +
-                      std::to_string(device.budget_bytes) + ":\n" + to_table(plan, block_size)));
+                      std::to_string(device.budget_bytes) + ":\n" + to_table(plan)));
   }
   return plan;
 }

@@ -16,6 +16,7 @@
 #include <nvl/core/weight_names.hpp>
 #include <nvl/kernels/block_copy.cuh>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/detail/trace.cuh>
 #include <nvl/kernels/embed.cuh>
 #include <nvl/kernels/gated_activation.cuh>
 #include <nvl/kernels/linear.cuh>
@@ -191,6 +192,7 @@ class CudaOps {
   // --- Steps -----------------------------------------------------------------------------------------------------------------
 
   const StepInput& stage(const StepInput& in) {
+    const kernels::detail::TraceSpan span("stage");
     device_.make_current();
     slots_[num_executed_ % slots_.size()].begin.record(stream());
     staged_rows_ = in.sampling;
@@ -201,6 +203,7 @@ class CudaOps {
 
   template <class Body>
   void execute(const StepInput& step, StepOutput&, Body&& body) {
+    const kernels::detail::TraceSpan span("step");
     Slot& slot = slots_[num_executed_++ % slots_.size()];
     slot.num_rows = static_cast<std::int32_t>(staged_rows_.size());
     const bool is_general = kernels::needs_general_sampling(staged_rows_);
@@ -238,6 +241,7 @@ class CudaOps {
   /// The one kernel of a step that does not overlap the one before it: whatever follows may count on all of the steps before,
   /// on this step's arrays and on the plan of its attention.
   void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
+    const kernels::detail::TraceSpan span("embed");
     kernels::launch_embed<T>({.out = out,
                               .table = table.data,
                               .ids = ids.data(),
@@ -248,11 +252,13 @@ class CudaOps {
   }
 
   void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    const kernels::detail::TraceSpan span("rms_norm");
     kernels::launch_rms_norm<T>({.out = out, .x = x, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps},
                                 stream());
   }
 
   void add_rms_norm(T* out, T* residual, const T* x, const Vector& w, std::int32_t rows, float eps) {
+    const kernels::detail::TraceSpan span("add_rms_norm");
     kernels::launch_rms_norm<T>(
         {.out = out, .x = x, .residual = residual, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps}, stream());
   }
@@ -261,6 +267,7 @@ class CudaOps {
   void logits(float* out, const T* x, const Weight& w, std::int32_t rows) { run_linear(out, x, w, rows); }
 
   void qk_norm_rope_store(const QkNormRopeStore<CudaOps>& call) {
+    const kernels::detail::TraceSpan span("qk_norm_rope_store");
     kernels::launch_qk_norm_rope_store<T>({.qkv = call.qkv,
                                            .positions = call.positions.data(),
                                            .slot_mapping = call.slot_mapping.data(),
@@ -276,15 +283,18 @@ class CudaOps {
   }
 
   void gated_activation(T* out, const T* gate_up, std::int32_t rows, std::int32_t n, Activation activation) {
+    const kernels::detail::TraceSpan span("gated_activation");
     kernels::launch_gated_activation<T>({.out = out, .gate_up = gate_up, .num_tokens = rows, .n = n, .activation = activation},
                                         stream());
   }
 
   void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+    const kernels::detail::TraceSpan span("gather_rows");
     kernels::launch_gather_rows<T>(out, x, rows.data(), static_cast<int>(rows.size()), hidden, stream());
   }
 
   void copy_blocks(T* kv, const KvLayout& layout, std::int32_t num_layers, std::span<const BlockCopy> copies) {
+    const kernels::detail::TraceSpan span("copy_blocks");
     kernels::launch_block_copy<T>({.kv = kv,
                                    .layout = layout,
                                    .num_layers = num_layers,
@@ -358,10 +368,12 @@ class CudaOps {
 
   template <class Out>
   void run_linear(Out* out, const T* x, const Weight& w, std::int32_t rows) {
+    const kernels::detail::TraceSpan span("linear");
     linear_.run(out, x, w.data, w.bias, rows, w.out_features, w.in_features, stream());
   }
 
   void launch_sampler(const StepInput& in, const float* logits, std::int32_t vocab_size, bool is_general) {
+    const kernels::detail::TraceSpan span("sample");
     auto* const results = results_.template as<std::byte>();
     const kernels::SampleParams<float> params{.logits = logits,
                                               .row_stride = vocab_size,
