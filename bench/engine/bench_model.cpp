@@ -160,6 +160,7 @@ OpenedEngine open_engine(const BenchModel& model, const CommonOptions& common, c
   const auto start = Clock::now();
   OpenedEngine opened;
   opened.engine = model.make_engine(common, options, progress);
+  if (common.model.memory_plan) { std::fputs(to_table(opened.engine->memory_plan()).c_str(), stderr); }
   opened.load_seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return opened;
 }
