@@ -30,7 +30,9 @@ class AheadOps : public nvl::CpuOps<float> {
     Base::sample(in, logits, vocab_size, hidden);
     chosen_.clear();
     for (const nvl::SampledToken& row : hidden.sampled) { chosen_.push_back(row.token); }
-    out.sampled.assign(hidden.sampled.size(), nvl::SampledToken{.token = -999});
+    nvl::SampledToken nothing;
+    nothing.token = -999;
+    out.sampled.assign(hidden.sampled.size(), nothing);
   }
 
   void await(nvl::StepOutput& out) { out.sampled = hidden_[num_awaited_++ % 2].sampled; }

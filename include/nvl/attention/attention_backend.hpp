@@ -19,7 +19,7 @@ struct AttentionMetadata {
   std::span<const std::int32_t> seq_lens;       // [S] the last query of sequence s is its token seq_lens[s] - 1
   std::span<const BlockId> block_tables;        // [S, max_blocks_per_seq]
   std::int32_t max_blocks_per_seq = 0;
-  std::span<const std::int32_t> block_stride;  // [1] max_blocks_per_seq, where kernels read it
+  std::span<const std::int32_t> block_stride{};  // [1] max_blocks_per_seq, where kernels read it
   std::int32_t num_tokens = 0;
   std::int32_t min_query_len = 0;  // [tokens] of the sequence with the fewest to compute, and of that with the most
   std::int32_t max_query_len = 0;

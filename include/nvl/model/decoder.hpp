@@ -44,8 +44,8 @@ class Decoder {
   using Ops = typename Attention::Ops;
 
   /// All of them outlive the decoder.
-  Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops, Attention& attention,
-          Context& context)
+  Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops,
+          Attention& attention, Context& context)
       : config_(config),
         weights_(weights),
         rope_(rope),
