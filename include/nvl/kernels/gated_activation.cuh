@@ -100,7 +100,7 @@ void launch_gated_activation(GatedActivationParams<T> p, cudaStream_t stream, bo
                                       .stream = stream,
                                       .overlap_previous = overlap_previous};
     const std::int64_t output_bytes = std::int64_t{p.num_tokens} * p.n * static_cast<int>(sizeof(T));
-    detail::dispatch_cache_use(output_bytes, [&]<detail::CacheUse kStore>() {
+    detail::dispatch_cache_use(output_bytes, detail::row_tuning(), [&]<detail::CacheUse kStore>() {
       NVL_CUDA_CHECK(detail::launch(config, gated_activation_kernel<Traits, kStore>, p));
     });
   };

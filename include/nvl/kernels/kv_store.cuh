@@ -117,7 +117,7 @@ void launch_kv_store(KvStoreParams<T> p, cudaStream_t stream, bool overlap_previ
                                     .stream = stream,
                                     .overlap_previous = overlap_previous};
   const std::int64_t output_bytes = std::int64_t{p.num_tokens} * row_elements * 2 * static_cast<int>(sizeof(T));
-  detail::dispatch_cache_use(output_bytes, [&]<detail::CacheUse kStore>() {
+  detail::dispatch_cache_use(output_bytes, detail::row_tuning(), [&]<detail::CacheUse kStore>() {
     NVL_CUDA_CHECK(detail::launch(config, kv_store_kernel<KvStoreTraits<T>, kStore>, p));
   });
 }

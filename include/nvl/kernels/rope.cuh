@@ -245,7 +245,7 @@ void launch_rope(RopeParams<T> p, cudaStream_t stream, bool overlap_previous = t
       NVL_CUDA_CHECK(detail::launch(config, rope_kernel<Traits>, p));
     };
     // Few tokens: one step a warp, for latency. Many: angles are loaded once for several steps.
-    if (p.num_tokens <= 256) {
+    if (p.num_tokens <= detail::row_tuning().max_latency_tokens) {
       run.template operator()<1>();
     } else {
       run.template operator()<4>();

@@ -3,6 +3,8 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
+#include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/detail/row_tuning.hpp>
 #include <nvl/kernels/detail/vec.cuh>
 
 #include <cstdint>
@@ -20,18 +22,23 @@ enum class CacheUse {
   once,   // more bytes than L2 keeps pass by before anybody wants them: evicted first
 };
 
-/// [bytes] of output from which on a call stores with CacheUse::once. What is written stays in the cache until something else
-/// needs the room, and then has to be written to memory before anything can be read: that costs 4 to 5 % where the output does
-/// not fit (H200, 60 MB of L2: RMSNorm of 8192 x 4096 bf16 35.4 to 33.7 us, SiLU of 8192 x 12288 144.8 to 138.7 us).
-inline constexpr std::int64_t max_cached_output = std::int64_t{24} << 20;
-
+/// Calls f.operator()<CacheUse>() for a call that writes `output_bytes`.
 template <class F>
-void dispatch_cache_use(std::int64_t output_bytes, F&& f) {
-  if (output_bytes <= max_cached_output) {
+void dispatch_cache_use(std::int64_t output_bytes, const RowTuning& tuning, F&& f) {
+  if (output_bytes <= tuning.max_cached_output) {
     f.template operator()<CacheUse::again>();
   } else {
     f.template operator()<CacheUse::once>();
   }
+}
+
+/// The numbers for the current device.
+inline RowTuning row_tuning() {
+  int device = 0, major = 0, minor = 0;
+  NVL_CUDA_CHECK(cudaGetDevice(&device));
+  NVL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  NVL_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return row_tuning(major * 10 + minor);
 }
 
 #if defined(__CUDACC__)
