@@ -26,6 +26,10 @@ using nvl::fp16;
 using nvl_test::DecodeCase;
 using nvl_test::DecodeProblem;
 
+/// Averages of 20,000 values nearly cancel, which float's bound for single sums does not allow for.
+template <class T>
+constexpr double max_error = (sizeof(T) == 4 ? 4.0 : 1.0) * nvl::reference::max_nmse<T>;
+
 template <class T>
 bool same_bits(std::span<const T> a, std::span<const T> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
@@ -39,7 +43,7 @@ TEMPLATE_TEST_CASE("decode attention is the oracle's for every shape", "[kernel]
     problem.plan();
     problem.run();
     const std::vector<TestType> out = problem.out();
-    CHECK(problem.error(out) <= nvl::reference::max_nmse<TestType>);
+    CHECK(problem.error(out) <= max_error<TestType>);
 
     // The plan serves every layer of a step, and counters of a layer are ready for the next.
     problem.poison_out();
@@ -59,7 +63,7 @@ TEMPLATE_TEST_CASE("decode attention without tensor cores takes bf16 and fp16 to
     CAPTURE(shape.name);
     DecodeProblem<TestType> problem(shape);
     nvl::kernels::launch_paged_decode<nvl::kernels::PagedDecodePlainTraits<TestType>>(problem.params(), nullptr);
-    CHECK(problem.error(problem.out()) <= nvl::reference::max_nmse<TestType>);
+    CHECK(problem.error(problem.out()) <= max_error<TestType>);
   }
 }
 
@@ -72,7 +76,7 @@ TEST_CASE("decode attention of a sequence of 100,000 tokens", "[kernel][gpu]") {
                                .sequences = nvl_test::decode_sequences({100'003, 7})});
   problem.plan();
   problem.run();
-  CHECK(problem.error(problem.out()) <= nvl::reference::max_nmse<bf16>);
+  CHECK(problem.error(problem.out()) <= max_error<bf16>);
 }
 
 TEST_CASE("decode attention addresses slots beyond 2^31 elements", "[kernel][gpu]") {
@@ -86,7 +90,7 @@ TEST_CASE("decode attention addresses slots beyond 2^31 elements", "[kernel][gpu
   REQUIRE(problem.params().layout.k_offset(problem.shape().first_block, 0, 0) > std::int64_t{1} << 31);
   problem.plan();
   problem.run();
-  CHECK(problem.error(problem.out()) <= nvl::reference::max_nmse<bf16>);
+  CHECK(problem.error(problem.out()) <= max_error<bf16>);
 }
 
 TEST_CASE("a captured decode step runs with other lengths, tables and numbers of sequences", "[kernel][gpu]") {
@@ -144,7 +148,7 @@ TEST_CASE("a captured decode step runs with other lengths, tables and numbers of
     NVL_CUDA_CHECK(cudaMemsetAsync(out.data(), 0xff, out.size() * sizeof(bf16), stream));
     NVL_CUDA_CHECK(cudaGraphLaunch(exec, stream));
     NVL_CUDA_CHECK(cudaStreamSynchronize(stream));
-    CHECK(problem->error(out.to_host()) <= nvl::reference::max_nmse<bf16>);
+    CHECK(problem->error(out.to_host()) <= max_error<bf16>);
   }
   NVL_CUDA_CHECK(cudaGraphExecDestroy(exec));
   NVL_CUDA_CHECK(cudaGraphDestroy(graph));
@@ -192,7 +196,7 @@ TEST_CASE("fixed splits that the workspace has no room for cost the fixed order,
   problem.params().max_kv_tokens = 1000;
   problem.plan();
   problem.run();
-  CHECK(problem.error(problem.out()) <= nvl::reference::max_nmse<bf16>);
+  CHECK(problem.error(problem.out()) <= max_error<bf16>);
 }
 
 TEST_CASE("decode attention refuses what it cannot do", "[kernel][gpu]") {

@@ -24,23 +24,17 @@
 #include <string>
 #include <type_traits>
 
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-namespace detail::paged_decode {
-struct NoTensorMap {};
-}  // namespace detail::paged_decode
-
 /// How the split-KV kernel is built.
-template <int kColumnTiles = 1, int kWarps = 8, int kBlocksPerSm = 1, bool kTensorCopies = false>
+template <int kColumnTiles = 1, int kWarps = 4, int kBlocksPerSm = 2>
 struct PagedDecodeOptions {
   static constexpr int column_tiles = kColumnTiles;  // [8 columns] query tokens x heads of a group that share loads of K and V
   static constexpr int warps = kWarps;               // that compute; one more copies
   static constexpr int blocks_per_sm = kBlocksPerSm;
-  static constexpr bool tensor_copies = kTensorCopies;  // tiles come by the copy engine of sm_90, one instruction each
 };
 
 /// Split-KV attention on tensor cores.
@@ -57,8 +51,6 @@ struct PagedDecodeTraits {
   static constexpr int tile_bytes = detail::paged_decode::RowLayout<kHeadDim>::bytes(detail::paged_decode::tile_tokens);
   static constexpr int stage_bytes = 2 * tile_bytes;
   static constexpr int q_bytes = detail::paged_decode::RowLayout<kHeadDim>::bytes(columns);
-  static constexpr bool tensor_copies = Options::tensor_copies && detail::paged_decode::RowLayout<kHeadDim>::panels;
-  using TensorMap = std::conditional_t<tensor_copies, CUtensorMap, detail::paged_decode::NoTensorMap>;
   static constexpr int max_depth = 8;
   static constexpr int max_stages = warps * max_depth;
   static constexpr bool q_in_registers = kHeadDim / 8 * column_tiles <= 32;  // [registers] that its fragments take
@@ -69,7 +61,6 @@ struct PagedDecodeTraits {
   static_assert(kHeadDim % 16 == 0 && kHeadDim <= 256,
                 "nvl: PagedDecodeTraits need a head_dim that is a multiple of 16, at most 256");
   static_assert(column_tiles == 1 || column_tiles == 2, "nvl: PagedDecodeTraits take 1 or 2 column tiles");
-  static_assert(max_stages + 2 <= threads, "a thread for every barrier");
 };
 
 /// Attention on CUDA cores: every element type, every head_dim up to 256. Simple, not fast.
@@ -162,37 +153,11 @@ Batch batch_of(const PagedDecodeParams<T>& p, int columns) {
           .num_seqs = p.num_seqs,
           .num_kv_heads = p.layout.num_kv_heads,
           .group_size = group_size(p),
+          .group = Divisor(group_size(p)),
           .columns = columns,
           .max_query_len = p.max_query_len,
           .window = p.window,
           .block_size_log2 = std::countr_zero(static_cast<unsigned>(p.layout.block_size))};
-}
-
-/// The layer as the copy engine sees it: [panels of 64 elements][rows of all blocks, K, V and heads][64], 16 rows at a time.
-template <class Traits>
-typename Traits::TensorMap tensor_map(const PagedDecodeParams<typename Traits::Element>& p) {
-  typename Traits::TensorMap map{};
-  if constexpr (Traits::tensor_copies) {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    NVL_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &result));
-    const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-    const auto rows = static_cast<cuuint64_t>(p.layout.num_blocks) * 2 * static_cast<cuuint64_t>(p.layout.num_kv_heads) *
-                      static_cast<cuuint64_t>(p.layout.block_size);
-    NVL_EXPECTS(rows < (std::uint64_t{1} << 31), "paged_decode num_blocks", p.layout.num_blocks,
-                "so few that the rows of a layer can be counted in 31 bits");
-    const cuuint64_t sizes[3] = {64, rows, Traits::head_dim / 64};
-    const cuuint64_t strides[2] = {Traits::head_dim * sizeof(typename Traits::Element), 128};
-    const cuuint32_t box[3] = {64, tile_tokens, Traits::head_dim / 64};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<typename Traits::Element*>(p.kv), sizes,
-                                   strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (status != CUDA_SUCCESS) {
-      raise(CudaError(static_cast<int>(status), "cuTensorMapEncodeTiled", "the KV cache of a layer"));
-    }
-  }
-  return map;
 }
 
 /// The rules for shapes.
@@ -270,6 +235,7 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
                            .batch = {},
                            .workspace = {},
                            .depth = 0,
+                           .depth_divisor = {},
                            .scale_log2 = p.scale * 1.4426950408889634f,
                            .softcap_log2 = p.softcap * 1.4426950408889634f,
                            .history_is_complete = p.history_is_complete};
@@ -285,11 +251,12 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
     const int fits = (per_block - fixed) / (Traits::warps * Traits::stage_bytes);
     NVL_EXPECTS(fits > 0, "paged_decode shared memory of the device", per_block, "enough for a tile of each warp");
     args.depth = std::min({fits, p.max_depth, Traits::max_depth});
+    args.depth_divisor = impl::Divisor(args.depth);
     config.grid = dim3(static_cast<unsigned>(args.workspace.num_blocks));
     config.block = dim3(Traits::threads);
     config.shared_bytes =
         static_cast<std::size_t>(fixed) + static_cast<std::size_t>(args.depth) * Traits::warps * Traits::stage_bytes;
-    NVL_CUDA_CHECK(detail::launch(config, impl::paged_decode_kernel<Traits>, args, impl::tensor_map<Traits>(p)));
+    NVL_CUDA_CHECK(detail::launch(config, impl::paged_decode_kernel<Traits>, args));
   } else {
     args.batch = impl::batch_of(p, 1);
     config.grid =

@@ -73,6 +73,48 @@ struct WarpState {
   }
 };
 
+/// Four elements of one query: the sums of up to `kParts` parts that are relative to different maxima, made one.
+template <int kParts>
+struct PartialSums {
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  float total = 0.0f, maximum = -1e30f;
+  float4 sums[kParts] = {};
+  float totals[kParts] = {}, maxima[kParts];
+
+  __device__ __forceinline__ PartialSums() {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) { clear(i); }
+  }
+  __device__ __forceinline__ void clear(int i) {
+    sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    totals[i] = 0.0f;
+    maxima[i] = -1e30f;
+  }
+  __device__ __forceinline__ void load(int i, float part_maximum, float part_total, float4 part_sum) {
+    maxima[i] = part_maximum;
+    totals[i] = part_total;
+    sums[i] = part_sum;
+  }
+  /// Adds the parts, in their order, to what is there.
+  __device__ __forceinline__ void add() {
+    const float before = maximum;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) { maximum = fmaxf(maximum, maxima[i]); }
+    const float rescale = exp2_fast(before - maximum);
+    total *= rescale;
+    sum = make_float4(sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale);
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const float factor = exp2_fast(maxima[i] - maximum);
+      total += factor * totals[i];
+      sum.x += factor * sums[i].x;
+      sum.y += factor * sums[i].y;
+      sum.z += factor * sums[i].z;
+      sum.w += factor * sums[i].w;
+    }
+  }
+};
+
 template <class Traits>
 struct Consumer {
   using T = typename Traits::Element;
@@ -95,6 +137,7 @@ struct Consumer {
 
   __device__ void run() {
     wait_for_previous();
+    if (threadIdx.x == 0) { let_next_start(); }
     int slot = 0;
     std::uint32_t parity = 0;
     std::int32_t mine = warp;  // next tile of this warp, counted over the thread block
@@ -119,7 +162,7 @@ struct Consumer {
       for (int n = 0; n < n_tiles; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const std::int32_t query = (piece.first_column + n * 8 + lane % 4 * 2 + j) / args.batch.group_size;
+          const std::int32_t query = args.batch.group.divide(piece.first_column + n * 8 + lane % 4 * 2 + j);
           last_visible[n][j] = piece.seq_len - piece.query_len + min(query, piece.query_len - 1);
         }
       }
@@ -284,89 +327,73 @@ struct Consumer {
     sync_first<threads>();
     const int warps = min(Traits::warps, piece.num_tiles);
     float* const partial = partial_at(piece, piece.index);
-    for (int i = static_cast<int>(threadIdx.x); i < columns * head_dim / 2; i += threads) {
-      const int column = i / (head_dim / 2), element = i % (head_dim / 2) * 2;
-      float highest = -1e30f;
-      for (int w = 0; w < warps; ++w) { highest = fmaxf(highest, shared.maximum[(begin + w) % Traits::warps][column]); }
-      float total = 0.0f, x = 0.0f, y = 0.0f;
-      for (int w = 0; w < warps; ++w) {
-        const int from = (begin + w) % Traits::warps;
-        const float factor = exp2_fast(shared.maximum[from][column] - highest);
-        const float2 sum = *reinterpret_cast<const float2*>(stage_pointer(shared.sums[from]) +
-                                                            (column * head_dim + element) * int{sizeof(float)});
-        total += factor * shared.total[from][column];
-        x += factor * sum.x;
-        y += factor * sum.y;
+    for (int i = static_cast<int>(threadIdx.x); i < columns * head_dim / 4; i += threads) {
+      const int column = i / (head_dim / 4), element = i % (head_dim / 4) * 4;
+      PartialSums<Traits::warps> sums;
+#pragma unroll
+      for (int w = 0; w < Traits::warps; ++w) {
+        if (w < warps) {
+          const int from = (begin + w) % Traits::warps;
+          sums.load(w, shared.maximum[from][column], shared.total[from][column],
+                    *reinterpret_cast<const float4*>(stage_pointer(shared.sums[from]) +
+                                                     (column * head_dim + element) * int{sizeof(float)}));
+        }
       }
+      sums.add();
       if (piece.num_pieces == 1) {
-        write(piece, column, element, x, y, total);
+        write(piece, column, element, sums);
       } else {
-        *reinterpret_cast<float2*>(partial + column * head_dim + element) = make_float2(x, y);
+        *reinterpret_cast<float4*>(partial + column * head_dim + element) = sums.sum;
         if (element == 0) {
-          *reinterpret_cast<float2*>(partial + Traits::columns * head_dim + column * 2) = make_float2(highest, total);
+          *reinterpret_cast<float2*>(partial + Traits::columns * head_dim + column * 2) = make_float2(sums.maximum, sums.total);
         }
       }
     }
-    if (piece.num_pieces > 1) { __threadfence(); }
     sync_first<threads>();
-    if (has_tiles && lane == 0) { arrive(shared_address(&shared.empty[kept])); }
+    if (has_tiles && !piece.last) { release(&shared.empty[kept]); }
     if (piece.num_pieces == 1) { return; }
 
     if (threadIdx.x == 0) {
       unsigned* const arrivals = args.workspace.arrivals + piece.arrivals;
-      const bool last = atomicAdd(arrivals, 1u) == static_cast<unsigned>(piece.num_pieces - 1);
+      const bool last = count_arrival(arrivals) == static_cast<unsigned>(piece.num_pieces - 1);
       if (last) { *arrivals = 0; }
       shared.merges = last;
     }
     sync_first<threads>();
     if (!shared.merges) { return; }
-    __threadfence();
-    for (int i = static_cast<int>(threadIdx.x); i < columns * head_dim / 2; i += threads) {
-      merge(piece, i / (head_dim / 2), i % (head_dim / 2) * 2);
+    for (int i = static_cast<int>(threadIdx.x); i < columns * head_dim / 4; i += threads) {
+      merge(piece, i / (head_dim / 4), i % (head_dim / 4) * 4);
     }
   }
 
-  /// Two elements of one query from the partial results of its unit, in the order of the keys.
+  /// Four elements of one query from the partial results of its unit, in the order of the keys.
   __device__ __forceinline__ void merge(const Piece& piece, int column, int element) const {
     constexpr int batch = 8;
-    float highest = -1e30f, total = 0.0f, x = 0.0f, y = 0.0f;
+    PartialSums<batch> sums;
     for (std::int32_t first = 0; first < piece.num_pieces; first += batch) {
-      float2 weight[batch], sum[batch];
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
-        weight[i] = make_float2(-1e30f, 0.0f);
-        sum[i] = make_float2(0.0f, 0.0f);
+        sums.clear(i);
         if (first + i < piece.num_pieces) {
           const float* const from = partial_at(piece, first + i);
-          weight[i] = __ldcg(reinterpret_cast<const float2*>(from + Traits::columns * head_dim + column * 2));
-          sum[i] = __ldcg(reinterpret_cast<const float2*>(from + column * head_dim + element));
+          const float2 weight = __ldcg(reinterpret_cast<const float2*>(from + Traits::columns * head_dim + column * 2));
+          sums.load(i, weight.x, weight.y, __ldcg(reinterpret_cast<const float4*>(from + column * head_dim + element)));
         }
       }
-      const float before = highest;
-#pragma unroll
-      for (int i = 0; i < batch; ++i) { highest = fmaxf(highest, weight[i].x); }
-      const float rescale = exp2_fast(before - highest);
-      total *= rescale;
-      x *= rescale;
-      y *= rescale;
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        const float factor = exp2_fast(weight[i].x - highest);
-        total += factor * weight[i].y;
-        x += factor * sum[i].x;
-        y += factor * sum[i].y;
-      }
+      sums.add();
     }
-    write(piece, column, element, x, y, total);
+    write(piece, column, element, sums);
   }
 
-  __device__ __forceinline__ void write(const Piece& piece, int column, int element, float x, float y, float total) const {
+  template <int kParts>
+  __device__ __forceinline__ void write(const Piece& piece, int column, int element, const PartialSums<kParts>& sums) const {
     const std::int32_t group = args.batch.group_size;
-    const std::int32_t query = (piece.first_column + column) / group;
+    const std::int32_t query = args.batch.group.divide(piece.first_column + column);
     const std::int32_t head = piece.kv_head * group + piece.first_column + column - query * group;
     const std::int64_t row = std::int64_t{piece.query_row + query} * args.batch.num_kv_heads * group + head;
-    const float scale = 1.0f / total;
-    *reinterpret_cast<std::uint32_t*>(args.out + row * head_dim + element) = pack2<T>(x * scale, y * scale);
+    const float scale = 1.0f / sums.total;
+    *reinterpret_cast<uint2*>(args.out + row * head_dim + element) =
+        make_uint2(pack2<T>(sums.sum.x * scale, sums.sum.y * scale), pack2<T>(sums.sum.z * scale, sums.sum.w * scale));
   }
 
   __device__ __forceinline__ unsigned char* stage_pointer(std::uint32_t stage) const {
@@ -380,24 +407,24 @@ struct Consumer {
 
 template <class Traits>
 NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
-    paged_decode_kernel(const __grid_constant__ KernelArgs<typename Traits::Element> args,
-                        const __grid_constant__ typename Traits::TensorMap map) {
+    paged_decode_kernel(const __grid_constant__ KernelArgs<typename Traits::Element> args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(memory);
   const std::uint32_t stages = shared_address(memory) + static_cast<std::uint32_t>(sizeof(SharedStorage<Traits>));
-  const int num_stages = args.depth * Traits::warps;
-  if (threadIdx.x < static_cast<unsigned>(num_stages)) {
-    init_barrier(shared_address(&shared.full[threadIdx.x]), 1);
-    init_barrier(shared_address(&shared.empty[threadIdx.x]), 1);
-  } else if (threadIdx.x < static_cast<unsigned>(num_stages) + 2) {
-    init_barrier(shared_address(&shared.piece_full[threadIdx.x - num_stages]), 1);
-    init_barrier(shared_address(&shared.piece_empty[threadIdx.x - num_stages]), Traits::warps);
-  }
-  publish_barriers();
-  __syncthreads();
-  let_next_start();
   if (threadIdx.x / 32 == Traits::warps) {
-    Producer<Traits>{args, map, shared, stages}.run();
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    for (int i = lane; i < args.depth * Traits::warps; i += 32) {
+      init_barrier(shared_address(&shared.full[i]), 1);
+      init_barrier(shared_address(&shared.empty[i]), 1);
+    }
+    if (lane < 2) {
+      init_barrier(shared_address(&shared.piece_full[lane]), 1);
+      init_barrier(shared_address(&shared.piece_empty[lane]), Traits::warps);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x / 32 == Traits::warps) {
+    Producer<Traits>{args, shared, stages}.run();
   } else {
     Consumer<Traits>{args, shared, stages}.run();
   }

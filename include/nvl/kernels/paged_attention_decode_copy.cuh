@@ -24,14 +24,13 @@ struct KernelArgs {
   T* out;
   const T* q;
   const T* kv;
-  const BlockId* block_tables;
   std::int64_t q_row_stride;
   std::int64_t block_elements;  // of one KV block, K and V
   std::int64_t k_to_v;          // [elements] from a key to its value
   Batch batch;
   Workspace workspace;
-  std::int32_t block_size_log2;
   std::int32_t depth;  // tiles in flight of each warp
+  Divisor depth_divisor;
   float scale_log2;    // of scores, with the factor from e to 2
   float softcap_log2;  // 0: none
   bool history_is_complete;
@@ -51,7 +50,7 @@ struct Piece {
 };
 
 /// How rows of head_dim elements lie in shared memory so that eight rows of one 16-byte chunk are in different banks: in panels
-/// of 64 elements whose chunks are permuted by row, as the copy engine's 128-byte swizzle does, or padded to an odd number of
+/// of 64 elements whose chunks are permuted by row, or padded to an odd number of
 /// chunks.
 template <int kHeadDim>
 struct RowLayout {
@@ -107,19 +106,17 @@ struct Producer {
   using Rows = RowLayout<Traits::head_dim>;
 
   const KernelArgs<T>& args;
-  const typename Traits::TensorMap& map;
   SharedStorage<Traits>& shared;
   std::uint32_t stages;
   int lane = static_cast<int>(threadIdx.x % 32);
   std::uint64_t policy = evict_first_policy();
 
   __device__ void run() {
-#if __CUDA_ARCH__ >= 900
-    if (Traits::tensor_copies && lane == 0) { prefetch_map(&map); }
-#endif
     bool waited = !args.history_is_complete;
     if (waited) { wait_for_previous(); }
     const PagedDecodeSpan span = args.workspace.spans[blockIdx.x];
+    std::uint32_t ids = args.workspace.first_ids[blockIdx.x * 32 + static_cast<unsigned>(lane)];
+    bool has_ids = true;
     if (span.num_tiles == 0) {
       if (lane == 0) { shared.pieces[0].num_tiles = 0; }
       announce(&shared.piece_full[0]);
@@ -127,10 +124,9 @@ struct Producer {
       return;
     }
     std::int32_t seq = span.seq, unit = span.unit, tile = span.tile, left = span.num_tiles;
-    SeqWork work = seq_work(args.batch, seq);
-    int warp = 0, slot = 0;
-    std::uint32_t parity = 1;
-    bool first_round = true;
+    SeqWork work = seq_work(args.batch, span.seq_len, span.query_len, span.query_row);
+    std::int32_t issued = 0;  // tiles of this thread block so far
+    const std::int32_t num_stages = args.depth * Traits::warps;
     for (std::uint32_t count = 0; left > 0; ++count) {
       while (unit == work.num_units) {  // also sequences that have none
         unit = 0;
@@ -139,39 +135,47 @@ struct Producer {
       const Piece piece = piece_at(span, work, seq, unit, tile, left);
       const std::uint32_t entry = count % 2;
       wait(shared_address(&shared.piece_empty[entry]), (count / 2 % 2) ^ 1);
-      bool published = waited;
-      if (waited) { publish(piece, entry); }
+      // The first tiles of the thread block are on their way before its queries: they take longer.
+      bool published = waited && count > 0;
+      if (published) { publish(piece, entry); }
 
-      const BlockId* const table = args.block_tables + std::int64_t{seq} * span.block_stride;
-      const std::int32_t first_valid = args.batch.window > 0 ? max(0, work.seq_len - work.query_len + 1 - args.batch.window) : 0;
-      std::uint32_t ids = 0;
-      for (std::int32_t i = 0; i < piece.num_tiles; ++i) {
-        const std::int32_t token = piece.first_token + i * tile_tokens;
-        if (i % 32 == 0 && lane < piece.num_tiles - i) {
-          ids = index_of(table[(token + lane * tile_tokens) >> args.block_size_log2]);
-        }
-        // What an earlier step stored may be read before the previous kernel is done, the tokens of this step may not.
-        if (!waited && (!first_round || token + tile_tokens > work.seq_len - work.query_len)) {
-          wait_for_previous();
-          waited = published = true;
-          publish(piece, entry);
-        }
-        const int stage = slot * Traits::warps + warp;
-        wait(shared_address(&shared.empty[stage]), parity);
-        const std::uint32_t block = __shfl_sync(0xffffffffu, ids, i % 32);
-        copy_tile(stage, block, token & ((1 << args.block_size_log2) - 1), piece.kv_head, token - first_valid,
-                  work.seq_len - token);
-        if (++warp == Traits::warps) {
-          warp = 0;
-          if (++slot == args.depth) {
-            slot = 0;
-            parity ^= 1;
-            first_round = false;
+      const BlockId* const table = args.batch.block_tables + std::int64_t{seq} * span.block_stride;
+      const auto id_at = [&](std::int32_t i) -> std::uint32_t {
+        if (i + lane >= piece.num_tiles) { return 0; }
+        return index_of(table[(piece.first_token + (i + lane) * tile_tokens) >> args.batch.block_size_log2]);
+      };
+      if (!has_ids) { ids = id_at(0); }
+      has_ids = false;
+      // Some tiles at a time, each the business of one lane.
+      for (std::int32_t i = 0; i < piece.num_tiles;) {
+        std::int32_t batch = min(min(piece.num_tiles - i, num_stages), 32 - Traits::warps);
+        if (!waited) {
+          // What an earlier step stored may be read before the previous kernel is done, the tokens of this step may not.
+          const std::int32_t old = (work.seq_len - work.query_len - piece.first_token) / tile_tokens - i;
+          const std::int32_t early = min(old, num_stages - issued);
+          if (early > 0) {
+            batch = min(batch, early);
+          } else {
+            wait_for_previous();
+            waited = true;
           }
         }
+        const bool first = issued == 0;
+        if (first) {
+          batch = min(batch, Traits::warps);
+        } else if (waited && !published) {
+          published = true;
+          publish(piece, entry);
+        }
+        const std::uint32_t next_ids =
+            first ? __shfl_down_sync(0xffffffffu, ids, static_cast<unsigned>(batch)) : id_at(i + batch);
+        copy_tiles(work, piece, i, batch, issued, ids);
+        issued += batch;
+        i += batch;
+        ids = next_ids;
       }
       if (!published) {
-        wait_for_previous();
+        if (!waited) { wait_for_previous(); }
         waited = true;
         publish(piece, entry);
       }
@@ -188,7 +192,7 @@ struct Producer {
   __device__ Piece piece_at(const PagedDecodeSpan& span, const SeqWork& work, std::int32_t seq, std::int32_t unit,
                             std::int32_t tile, std::int32_t left) const {
     const Workspace& ws = args.workspace;
-    const std::int32_t column_blocks = work.num_units / args.batch.num_kv_heads;
+    const std::int32_t column_blocks = work.num_units == args.batch.num_kv_heads ? 1 : work.num_units / args.batch.num_kv_heads;
     const auto block = static_cast<std::int32_t>(blockIdx.x);
     Piece p;
     p.num_tiles = min(left, work.num_tiles - tile);
@@ -196,8 +200,8 @@ struct Producer {
     p.seq_len = work.seq_len;
     p.query_len = work.query_len;
     p.query_row = work.query_row;
-    p.kv_head = unit / column_blocks;
-    p.first_column = unit % column_blocks * Traits::columns;
+    p.kv_head = column_blocks == 1 ? unit : unit / column_blocks;
+    p.first_column = (unit - p.kv_head * column_blocks) * Traits::columns;
     p.num_pieces = 1;
     p.index = 0;
     p.first_partial = p.next_partial = p.arrivals = 0;
@@ -241,7 +245,7 @@ struct Producer {
       const int row = i / Rows::chunks, chunk = i % Rows::chunks;
       const std::int32_t column = piece.first_column + row;
       const bool valid = column < piece.query_len * group;
-      const std::int32_t query = valid ? column / group : 0;
+      const std::int32_t query = valid ? args.batch.group.divide(column) : 0;
       const std::int32_t q_head = piece.kv_head * group + (valid ? column - query * group : 0);
       const T* const from =
           args.q + (piece.query_row + query) * args.q_row_stride + std::int64_t{q_head} * Traits::head_dim + chunk * 8;
@@ -250,36 +254,34 @@ struct Producer {
     announce(&shared.piece_full[entry]);
   }
 
-  /// Copies the keys and values of a tile, `offset` tokens into its block, to its stage. Row -minus_first is the first that is
-  /// there, row `end` the first that is not. The others become zeros: a NaN in a value that no query sees would else reach the
-  /// sums, as 0 x NaN.
+  /// Starts the copies of tiles [first, first + count) of the piece, as tiles `issued` and following of the thread block. Lane i
+  /// knows the KV block `id` of tile first + i. `count` is at most the number of stages.
+  __device__ __forceinline__ void copy_tiles(const SeqWork& work, const Piece& piece, std::int32_t first, std::int32_t count,
+                                             std::int32_t issued, std::uint32_t id) const {
+    const std::int32_t round = (issued + lane) / Traits::warps;
+    const std::int32_t lap = args.depth_divisor.divide(round);
+    const int stage = (round - lap * args.depth) * Traits::warps + (issued + lane) % Traits::warps;
+    const std::uint32_t parity = (static_cast<std::uint32_t>(lap) & 1) ^ 1;
+    const std::int32_t first_valid = args.batch.window > 0 ? max(0, work.seq_len - work.query_len + 1 - args.batch.window) : 0;
+    for (std::int32_t i = 0; i < count; ++i) {
+      const int to_stage = __shfl_sync(0xffffffffu, stage, i);
+      const std::int32_t token = piece.first_token + (first + i) * tile_tokens;
+      wait(shared_address(&shared.empty[to_stage]), __shfl_sync(0xffffffffu, parity, i));
+      copy_tile(to_stage, __shfl_sync(0xffffffffu, id, i), token & ((1 << args.batch.block_size_log2) - 1), piece.kv_head,
+                token - first_valid, work.seq_len - token);
+    }
+  }
+
+  /// Copies one tile, `offset` tokens into its block. Row -minus_first is the first that is there, row `end` the first that is
+  /// not. The others become zeros: a NaN in a value that no query sees would else reach the sums, as 0 x NaN.
   __device__ __forceinline__ void copy_tile(int stage, std::uint32_t block, std::int32_t offset, std::int32_t kv_head,
                                             std::int32_t minus_first, std::int32_t end) const {
     constexpr int count = tile_tokens * Rows::chunks;
     const std::uint32_t to = stages + static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
-    const bool whole = minus_first >= 0 && end >= tile_tokens;
-#if __CUDA_ARCH__ >= 900
-    if constexpr (Traits::tensor_copies) {
-      if (whole) {
-        if (lane == 0) {
-          const std::uint32_t barrier = shared_address(&shared.full[stage]);
-          const auto heads = static_cast<std::uint32_t>(args.batch.num_kv_heads);
-          const std::uint32_t head = block * 2 * heads + static_cast<std::uint32_t>(kv_head);
-          const auto k_row = static_cast<std::int32_t>((head << args.block_size_log2) + static_cast<std::uint32_t>(offset));
-          fence_copy_engine();
-          arrive_and_expect(barrier, Traits::stage_bytes);
-          copy_box(to, &map, k_row, barrier, policy);
-          copy_box(to + Traits::tile_bytes, &map, k_row + static_cast<std::int32_t>(heads << args.block_size_log2), barrier,
-                   policy);
-        }
-        return;
-      }
-    }
-#endif
-    const T* const k =
-        args.kv + block * args.block_elements + ((std::int64_t{kv_head} << args.block_size_log2) + offset) * Traits::head_dim;
+    const T* const k = args.kv + block * args.block_elements +
+                       ((std::int64_t{kv_head} << args.batch.block_size_log2) + offset) * Traits::head_dim;
     const T* const v = k + args.k_to_v;
-    if (whole) {
+    if (minus_first >= 0 && end >= tile_tokens) {
       copy_whole(to, k);
       copy_whole(to + Traits::tile_bytes, v);
     } else {

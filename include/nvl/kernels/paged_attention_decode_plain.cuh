@@ -44,11 +44,11 @@ NVL_KERNEL void __launch_bounds__(plain_warps * 32)
 
   const std::int32_t last = work.seq_len - work.query_len + q_index;
   const std::int32_t first = args.batch.window > 0 ? max(0, last - args.batch.window + 1) : 0;
-  const BlockId* const table = args.block_tables + std::int64_t{blockIdx.x} * *args.batch.block_stride;
-  const std::int64_t head_at = (std::int64_t{head / args.batch.group_size} << args.block_size_log2) * head_dim;
+  const BlockId* const table = args.batch.block_tables + std::int64_t{blockIdx.x} * *args.batch.block_stride;
+  const std::int64_t head_at = (std::int64_t{head / args.batch.group_size} << args.batch.block_size_log2) * head_dim;
   const auto key_at = [&](std::int32_t token) {
-    const std::int64_t block = index_of(table[token >> args.block_size_log2]);
-    const std::int32_t offset = token & ((1 << args.block_size_log2) - 1);
+    const std::int64_t block = index_of(table[token >> args.batch.block_size_log2]);
+    const std::int32_t offset = token & ((1 << args.batch.block_size_log2) - 1);
     return args.kv + block * args.block_elements + head_at + std::int64_t{offset} * head_dim;
   };
   float sum[per_lane] = {};

@@ -4,11 +4,12 @@
 /// Keys are taken in tiles of 16. A unit is one sequence, KV head and block of query columns; its work is the sequence's tiles.
 /// All units stand in one line, sequence by sequence, and every thread block gets an equal run of that line (as stream-K does for
 /// matrix products, Osama et al. 2023, arXiv:2301.03598): a run begins and ends inside a unit, so at most two pieces of a run are
-/// parts of a unit that others finish. With fixed splits a unit is cut at multiples of `split_tiles` and nowhere else, so that a
+/// parts of a unit that others finish. A step with fewer units than thread blocks gives each thread block one piece of one unit. With fixed splits a unit is cut at multiples of `split_tiles` and nowhere else, so that a
 /// sequence's sums do not depend on its neighbours.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
 #include <nvl/kernels/detail/launch.cuh>
 
 #include <algorithm>
@@ -22,19 +23,22 @@ namespace kernels {
 
 /// What one thread block does: `num_tiles` tiles, from `tile` of `unit` of `seq` on.
 struct alignas(16) PagedDecodeSpan {
-  std::int32_t seq, unit, tile;      // `tile` counts from the sequence's first visible one
-  std::int32_t num_tiles;            // 0: nothing
-  std::int32_t first_block;          // thread block that has the first tile of the unit that the span begins in
-  std::int32_t last_block_of_first;  // that has the last tile of that unit
-  std::int32_t last_block_of_last;   // that has the last tile of the unit that the span ends in
-  std::int32_t block_stride;         // [blocks] from row to row of the block tables
+  std::int32_t seq, unit, tile;                // `tile` counts from the sequence's first visible one
+  std::int32_t num_tiles;                      // 0: nothing
+  std::int32_t first_block;                    // thread block that has the first tile of the unit that the span begins in
+  std::int32_t last_block_of_first;            // that has the last tile of that unit
+  std::int32_t last_block_of_last;             // that has the last tile of the unit that the span ends in
+  std::int32_t block_stride;                   // [blocks] from row to row of the block tables
+  std::int32_t seq_len, query_len, query_row;  // of `seq`
+  std::int32_t padding;
 };
 
 /// Numbers of the balance. H200, 16/8 heads, head_dim 128: docs/kernels/paged_attention_decode.md has the measurements.
 struct PagedDecodeTuning {
-  std::int32_t unit_cost = 2;  // [tiles] that the start and end of a unit cost
-  std::int32_t min_piece = 2;  // [tiles] a unit is not cut so near to its ends
-  std::int32_t min_span = 8;   // [tiles] a thread block gets at least; fewer thread blocks work if there are not as many
+  std::int32_t unit_cost = 2;          // [tiles] that the start and end of a unit cost
+  std::int32_t min_piece = 2;          // [tiles] a unit is not cut so near to its ends
+  std::int32_t min_span = 4;           // [tiles] a thread block gets at least; fewer thread blocks work if there are not as many
+  std::int32_t second_piece_cost = 8;  // [tiles] that a thread block may have more than others so as to have one piece only
 };
 
 namespace detail::paged_decode {
@@ -42,17 +46,36 @@ namespace detail::paged_decode {
 inline constexpr int tile_tokens = 16;
 inline constexpr int max_blocks = 1024;  // thread blocks of one launch
 
+/// Division by a number that the host knows, of numerators below 2^32 / divisor.
+struct Divisor {
+  std::uint32_t value = 1;
+  std::uint32_t inverse = 0;  // 2^32 / value, rounded up
+
+  Divisor() = default;
+  explicit Divisor(std::int32_t divisor)
+      : value(static_cast<std::uint32_t>(divisor)),
+        inverse(divisor > 1 ? static_cast<std::uint32_t>(((std::uint64_t{1} << 32) + value - 1) / value) : 0) {}
+#if defined(__CUDACC__)
+  __device__ __forceinline__ std::int32_t divide(std::int32_t x) const {
+    return value == 1 ? x : static_cast<std::int32_t>(__umulhi(static_cast<std::uint32_t>(x), inverse));
+  }
+#endif
+};
+
 /// The sequences of a step, as the plan and the kernels see them. Pointers are to device memory.
 struct Batch {
   const std::int32_t* seq_lens;
   const std::int32_t* cu_query_lens;
   const std::int32_t* block_stride;
+  const BlockId* block_tables;
   std::int32_t num_seqs;
   std::int32_t num_kv_heads;
   std::int32_t group_size;
+  Divisor group;         // group_size
   std::int32_t columns;  // of one unit: queries x heads that share its loads
   std::int32_t max_query_len;
   std::int32_t window;
+  std::int32_t block_size_log2;
 };
 
 /// One sequence: its tiles, and how many units have these tiles.
@@ -72,6 +95,7 @@ struct Cut {
 struct Workspace {
   unsigned* arrivals;           // [num_partials] pieces of a unit that are done; zero between kernels
   PagedDecodeSpan* spans;       // [num_blocks]
+  std::uint32_t* first_ids;     // [num_blocks, 32] KV blocks of a span's first tiles, so that its copies begin one read earlier
   std::int32_t* first_partial;  // [max_seqs] with fixed splits: where a sequence's partial sums begin, -1: it is not cut
   std::int64_t* cost_end;       // [max_seqs] scratch of the plan
   std::int64_t* tile_end;       // [max_seqs] likewise
@@ -85,17 +109,23 @@ NVL_HOST_DEVICE constexpr std::int32_t ceil_div(std::int32_t a, std::int32_t b) 
 
 #if defined(__CUDACC__)
 
-__device__ __forceinline__ SeqWork seq_work(const Batch& batch, std::int32_t seq) {
+__device__ __forceinline__ SeqWork seq_work(const Batch& batch, std::int32_t seq_len, std::int32_t query_len,
+                                            std::int32_t query_row) {
   SeqWork w;
-  w.seq_len = batch.seq_lens[seq];
-  w.query_row = batch.cu_query_lens[seq];
-  w.query_len = batch.cu_query_lens[seq + 1] - w.query_row;
+  w.seq_len = seq_len;
+  w.query_len = query_len;
+  w.query_row = query_row;
   if (w.seq_len <= 0 || w.query_len <= 0 || w.query_len > batch.max_query_len) { return w; }
   const std::int32_t first_token = batch.window > 0 ? max(0, w.seq_len - w.query_len + 1 - batch.window) : 0;
   w.first_tile = first_token / tile_tokens;
   w.num_tiles = (w.seq_len + tile_tokens - 1) / tile_tokens - w.first_tile;
   w.num_units = batch.num_kv_heads * ((w.query_len * batch.group_size + batch.columns - 1) / batch.columns);
   return w;
+}
+
+__device__ __forceinline__ SeqWork seq_work(const Batch& batch, std::int32_t seq) {
+  const std::int32_t row = batch.cu_query_lens[seq];
+  return seq_work(batch, batch.seq_lens[seq], batch.cu_query_lens[seq + 1] - row, row);
 }
 
 /// The first index of the sorted `values` whose value is above `x` (kAbove) or not below it.
@@ -146,6 +176,8 @@ NVL_KERNEL void __launch_bounds__(threads)
   __shared__ std::int64_t small[2][few];
   __shared__ std::int64_t begin[max_blocks + 1];  // [tiles] of the line before the spans
   __shared__ Cut cuts[max_blocks + 1];            // where they begin
+  __shared__ std::int32_t shortest;
+  constexpr std::int32_t candidates = 64;
   detail::wait_for_previous();
   detail::let_next_start();
 
@@ -189,8 +221,48 @@ NVL_KERNEL void __launch_bounds__(threads)
 
   // Spans of at least unit_cost + 2 min_piece are never empty, whichever way their ends are moved below.
   const std::int64_t least = max(tuning.min_span, tuning.unit_cost + 2 * tuning.min_piece);
-  const auto active = static_cast<std::int32_t>(
+  auto active = static_cast<std::int32_t>(
       max(std::int64_t{1}, min(static_cast<std::int64_t>(ws.num_blocks), total_cost / max(least, std::int64_t{1}))));
+
+  // With few units a thread block is better off with one piece of one unit than with an equal share. Which is the shortest
+  // piece that all units can be cut into for that?
+  std::int32_t piece_tiles = 0;
+  if (ws.split_tiles == 0 && total_tiles > 0) {
+    if (threadIdx.x == 0) { shortest = candidates; }
+    __syncthreads();
+    const auto even = max(static_cast<std::int32_t>((total_tiles + ws.num_blocks - 1) / ws.num_blocks), max(tuning.min_span, 1));
+    const auto tiles_of_candidate = [&](std::int32_t i) { return even + even * i / 16; };
+    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x) / 32; i < candidates; i += threads / 32) {
+      const std::int32_t length = tiles_of_candidate(i);
+      std::int64_t count = 0;
+      for (std::int32_t s = static_cast<std::int32_t>(threadIdx.x) % 32; s < batch.num_seqs; s += 32) {
+        const SeqWork w = seq_work(batch, s);
+        count += std::int64_t{(w.num_tiles + length - 1) / length} * w.num_units;
+      }
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) { count += __shfl_xor_sync(0xffffffffu, count, offset); }
+      if (threadIdx.x % 32 == 0 && count <= ws.num_blocks) { atomicMin(&shortest, i); }
+    }
+    __syncthreads();
+    if (shortest < candidates) {
+      const std::int32_t length = tiles_of_candidate(shortest);
+      if (length <= max(std::int64_t{tuning.min_span}, total_cost / ws.num_blocks + tuning.second_piece_cost)) {
+        piece_tiles = length;
+      }
+    }
+  }
+  if (piece_tiles > 0) {
+    // From here on cost counts pieces.
+    std::int64_t pieces = 0;
+    const auto pieces_of = [&](const SeqWork& w) {
+      return std::int64_t{(w.num_tiles + piece_tiles - 1) / piece_tiles} * w.num_units;
+    };
+    for (std::int32_t s = first; s < last; ++s) { pieces += pieces_of(seq_work(batch, s)); }
+    pieces = exclusive_sum<threads>(pieces, total_cost, scratch);
+    for (std::int32_t s = first; s < last; ++s) { cost_end[s] = pieces += pieces_of(seq_work(batch, s)); }
+    active = static_cast<std::int32_t>(total_cost);
+    __syncthreads();
+  }
   for (std::int32_t b = threadIdx.x; b <= active; b += threads) {
     Cut cut{batch.num_seqs, 0, 0};
     begin[b] = total_tiles;
@@ -199,10 +271,13 @@ NVL_KERNEL void __launch_bounds__(threads)
       std::int32_t s = search<true>(cost_end, batch.num_seqs, x);
       const SeqWork w = seq_work(batch, s);
       const std::int64_t within = x - (s > 0 ? cost_end[s - 1] : 0);
-      const std::int32_t unit_cost = w.num_tiles + tuning.unit_cost;
+      const std::int32_t unit_cost =
+          piece_tiles > 0 ? (w.num_tiles + piece_tiles - 1) / piece_tiles : w.num_tiles + tuning.unit_cost;
       auto unit = static_cast<std::int32_t>(within / unit_cost);
       std::int32_t tile = max(0, static_cast<std::int32_t>(within % unit_cost) - tuning.unit_cost);
-      if (ws.split_tiles > 0) {
+      if (piece_tiles > 0) {
+        tile = static_cast<std::int32_t>(within % unit_cost * w.num_tiles / unit_cost);
+      } else if (ws.split_tiles > 0) {
         const std::int32_t step = ws.first_partial[s] < 0 ? w.num_tiles : ws.split_tiles;
         tile = min((tile + step / 2) / step * step, w.num_tiles);
       } else if (tile < tuning.min_piece) {
@@ -215,7 +290,7 @@ NVL_KERNEL void __launch_bounds__(threads)
         tile = 0;
         if (++unit == w.num_units) {
           unit = 0;
-          ++s;
+          do { ++s; } while (s < batch.num_seqs && seq_work(batch, s).num_tiles == 0);
         }
       }
       cut = {s, unit, tile};
@@ -224,14 +299,24 @@ NVL_KERNEL void __launch_bounds__(threads)
   }
   __syncthreads();
 
-  for (std::int32_t b = threadIdx.x; b < ws.num_blocks; b += threads) {
+  const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % 32;
+  for (std::int32_t b = static_cast<std::int32_t>(threadIdx.x) / 32; b < ws.num_blocks; b += threads / 32) {
     PagedDecodeSpan span{};
     if (b < active && begin[b + 1] > begin[b]) {
+      const SeqWork work = seq_work(batch, cuts[b].seq);
       span.seq = cuts[b].seq;
       span.unit = cuts[b].unit;
       span.tile = cuts[b].tile;
-      span.block_stride = block_stride;
       span.num_tiles = static_cast<std::int32_t>(begin[b + 1] - begin[b]);
+      span.block_stride = block_stride;
+      span.seq_len = work.seq_len;
+      span.query_len = work.query_len;
+      span.query_row = work.query_row;
+      if (span.tile + lane < work.num_tiles) {
+        const std::int64_t token = std::int64_t{work.first_tile + span.tile + lane} * tile_tokens;
+        ws.first_ids[b * 32 + lane] =
+            index_of(batch.block_tables[std::int64_t{span.seq} * block_stride + (token >> batch.block_size_log2)]);
+      }
       const auto last_block_of_unit_at = [&](std::int32_t at) {
         const std::int64_t end = begin[at] - cuts[at].tile + seq_work(batch, cuts[at].seq).num_tiles;
         return search<false>(begin, active, end) - 1;
@@ -244,7 +329,7 @@ NVL_KERNEL void __launch_bounds__(threads)
       }
       span.last_block_of_last = cuts[b + 1].tile == 0 ? b : last_block_of_unit_at(b + 1);
     }
-    ws.spans[b] = span;
+    if (lane == 0) { ws.spans[b] = span; }
   }
 }
 

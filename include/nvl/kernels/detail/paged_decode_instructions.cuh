@@ -1,6 +1,6 @@
 #pragma once
 /// The instructions that paged decode attention is built of: barriers in shared memory, asynchronous copies that arrive on them,
-/// and the matrix instructions of one warp. All but the copies of the tensor memory unit exist from sm_80 on.
+/// and the matrix instructions of one warp. All exist from sm_80 on.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
@@ -20,16 +20,10 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// --- Barriers: a phase ends when `count` arrivals and all expected bytes are in; then the barrier counts anew ------------------
+// --- Barriers: a phase ends when `count` arrivals are in; then the barrier counts anew ------------------
 
 __device__ __forceinline__ void init_barrier(std::uint32_t barrier, std::uint32_t count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-/// Shows initialised barriers to the copy engine; a __syncthreads() shows them to the threads.
-__device__ __forceinline__ void publish_barriers() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
 }
 __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
@@ -79,26 +73,6 @@ __device__ __forceinline__ void copy16_or_zero(std::uint32_t to, const void* fro
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
 
-#if __CUDA_ARCH__ >= 900
-/// Expects `bytes` more in this phase, and arrives.
-__device__ __forceinline__ void arrive_and_expect(std::uint32_t barrier, std::uint32_t bytes) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-/// Orders ordinary accesses to shared memory before later ones of the copy engine.
-__device__ __forceinline__ void fence_copy_engine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-/// Copies the box of `map` (a CUtensorMap of kernel parameters) that begins at element 0 of row `row`.
-__device__ __forceinline__ void copy_box(std::uint32_t to, const void* map, std::int32_t row, std::uint32_t barrier,
-                                         std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%2, %3, %2}], [%4], %5;" ::"r"(to),
-      "l"(map), "r"(0), "r"(row), "r"(barrier), "l"(policy)
-      : "memory");
-}
-#endif
-
 // --- Matrices ------------------------------------------------------------------------------------------------------------------
 
 /// Four matrices of 8 x 8 elements of 16 bits; lanes 8 i .. 8 i + 7 hold the addresses of the rows of matrix i. Lane 4 g + t
@@ -136,6 +110,13 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const std::uint32_t 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+/// Adds 1 and returns what was there. What the thread block wrote before, up to a barrier, is visible to whoever sees the sum.
+__device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 /// 2^x, 0 for -infinity.
