@@ -1,5 +1,6 @@
 #pragma once
-/// Decode steps as CUDA graphs, one a batch size: recorded once, replayed with whatever lengths and tokens the step's arrays hold.
+/// Steps as CUDA graphs, recorded once and replayed with whatever lengths and tokens the step's arrays hold: decode steps, one
+/// graph a batch size, and prompts that come alone, one graph a length. Both are steps in which the host would be the slower.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
@@ -17,15 +18,23 @@ namespace nvl::inline NVL_ABI {
 
 class CudaGraphs {
  public:
+  /// What a recorded step computes; smaller steps are padded.
+  struct Size {
+    std::int32_t num_tokens = 0, num_seqs = 0;
+    bool is_decode() const noexcept { return num_tokens == num_seqs; }
+  };
   struct Graph {
-    std::int32_t num_seqs = 0;  // rows of the recorded step; smaller batches are padded
+    Size size;
     cudaGraphExec_t exec = nullptr;
   };
 
-  static constexpr std::int32_t max_recorded_seqs = 512;  // larger batches keep the device busy without a graph
+  static constexpr std::int32_t max_recorded_seqs = 512;     // larger batches keep the device busy without a graph
+  static constexpr std::int32_t max_recorded_prompt = 1024;  // [tokens] so do longer prompts
+  static constexpr std::int32_t min_recorded_prompt = 64;    // [tokens]
 
-  /// 1, 2, 4, then every 8 up to `max_num_seqs`, which is the last: padding costs rows of matrix products but reads no KV.
-  static std::vector<std::int32_t> sizes(std::int32_t max_num_seqs) {
+  /// Decode: 1, 2, 4, then every 8 sequences up to `max_num_seqs`, which is the last: padding costs rows of matrix products but
+  /// reads no KV.
+  static std::vector<std::int32_t> batch_sizes(std::int32_t max_num_seqs) {
     std::vector<std::int32_t> sizes;
     const std::int32_t last = std::min(max_num_seqs, max_recorded_seqs);
     for (const std::int32_t size : {1, 2, 4}) {
@@ -36,65 +45,94 @@ class CudaGraphs {
     return sizes;
   }
 
+  /// Prompts: every 64 tokens up to 512, then every 128.
+  static std::vector<std::int32_t> prompt_sizes(std::int32_t max_num_tokens) {
+    std::vector<std::int32_t> sizes;
+    for (std::int32_t size = min_recorded_prompt; size <= std::min(max_num_tokens, max_recorded_prompt);
+         size += size < 512 ? 64 : 128) {
+      sizes.push_back(size);
+    }
+    return sizes;
+  }
+
   /// [bytes] that the driver will hold for the graphs of a model; measured, not promised.
   static std::int64_t estimated_bytes(std::int32_t num_layers, std::int32_t max_num_seqs) {
     constexpr std::int64_t bytes_per_layer = 16 << 10;
-    return static_cast<std::int64_t>(sizes(max_num_seqs).size()) * num_layers * bytes_per_layer;
+    const std::size_t num_graphs = batch_sizes(max_num_seqs).size() + prompt_sizes(max_recorded_prompt).size();
+    return static_cast<std::int64_t>(num_graphs) * num_layers * bytes_per_layer;
   }
 
-  /// \param max_num_seqs 0: no graphs
-  explicit CudaGraphs(std::int32_t max_num_seqs) : sizes_(sizes(max_num_seqs)) {}
+  /// \param max_num_seqs of a step, 0: no graphs \param max_num_tokens of a step
+  CudaGraphs(std::int32_t max_num_seqs, std::int32_t max_num_tokens) {
+    if (max_num_seqs == 0) { return; }
+    for (const std::int32_t n : batch_sizes(max_num_seqs)) { sizes_.push_back({n, n}); }
+    for (const std::int32_t n : prompt_sizes(max_num_tokens)) { sizes_.push_back({n, 1}); }
+  }
   CudaGraphs(const CudaGraphs&) = delete;
   CudaGraphs& operator=(const CudaGraphs&) = delete;
   ~CudaGraphs() { clear(); }
 
   /// For a device that hangs: the graphs are lost, not waited for.
-  void abandon() noexcept { graphs_.clear(); }
+  void abandon() noexcept {
+    decodes_.clear();
+    prompts_.clear();
+  }
 
-  /// Calls `warm_up(num_seqs)` and then, while `stream` is being recorded, `record(num_seqs)` for every size, largest first.
+  /// Calls `warm_up(size)` and then, while `stream` is being recorded, `record(size)` for every size, largest first.
   template <class WarmUp, class Record>
   void capture(cudaStream_t stream, WarmUp&& warm_up, Record&& record) {
-    for (auto size = sizes_.rbegin(); size != sizes_.rend(); ++size) {
-      warm_up(*size);
+    for (auto at = sizes_.rbegin(); at != sizes_.rend(); ++at) {
+      const Size size = *at;
+      warm_up(size);
       NVL_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
       std::string error;
-      contain([&] { record(*size); }, [&](const char* what) { error = what; });
+      contain([&] { record(size); }, [&](const char* what) { error = what; });
       cudaGraph_t graph = nullptr;
       const cudaError_t status = cudaStreamEndCapture(stream, &graph);
       if (!error.empty()) {
         static_cast<void>(cudaGetLastError());
         if (graph != nullptr) { static_cast<void>(cudaGraphDestroy(graph)); }
-        raise(Error("recording a decode step of " + std::to_string(*size) + " sequences: " + error));
+        raise(Error("recording a step of " + std::to_string(size.num_tokens) + " tokens: " + error));
       }
       kernels::detail::check_cuda(status, "cudaStreamEndCapture");
-      Graph recorded{.num_seqs = *size};
+      Graph recorded{.size = size};
       const cudaError_t made = cudaGraphInstantiate(&recorded.exec, graph, 0);
       static_cast<void>(cudaGraphDestroy(graph));
       kernels::detail::check_cuda(made, "cudaGraphInstantiate");
-      graphs_.push_back(recorded);
+      (size.is_decode() ? decodes_ : prompts_).push_back(recorded);
       NVL_CUDA_CHECK(cudaGraphUpload(recorded.exec, stream));
     }
-    std::reverse(graphs_.begin(), graphs_.end());
+    std::reverse(decodes_.begin(), decodes_.end());
+    std::reverse(prompts_.begin(), prompts_.end());
   }
 
-  /// The graph of the least size that `num_seqs` fit in, or nullptr.
-  const Graph* find(std::int32_t num_seqs) const noexcept {
-    if (num_seqs <= 0) { return nullptr; }
-    const auto at = std::lower_bound(graphs_.begin(), graphs_.end(), num_seqs,
-                                     [](const Graph& graph, std::int32_t n) { return graph.num_seqs < n; });
-    return at == graphs_.end() ? nullptr : &*at;
+  /// The graph for `num_seqs` sequences of one token each, or nullptr.
+  const Graph* find_decode(std::int32_t num_seqs) const noexcept { return find(decodes_, num_seqs); }
+  /// The graph for `num_tokens` new tokens of one sequence, or nullptr; also where padding would cost more than an eighth.
+  const Graph* find_prompt(std::int32_t num_tokens) const noexcept {
+    const Graph* const graph = find(prompts_, num_tokens);
+    const bool is_close = graph != nullptr && graph->size.num_tokens - num_tokens <= std::max(num_tokens / 8, 1);
+    return is_close && num_tokens > min_recorded_prompt / 2 ? graph : nullptr;
   }
 
   void launch(const Graph& graph, cudaStream_t stream) const { NVL_CUDA_CHECK(cudaGraphLaunch(graph.exec, stream)); }
 
  private:
-  void clear() noexcept {
-    for (const Graph& graph : graphs_) { static_cast<void>(cudaGraphExecDestroy(graph.exec)); }
-    graphs_.clear();
+  static const Graph* find(const std::vector<Graph>& graphs, std::int32_t num_tokens) noexcept {
+    if (num_tokens <= 0) { return nullptr; }
+    const auto at = std::lower_bound(graphs.begin(), graphs.end(), num_tokens,
+                                     [](const Graph& graph, std::int32_t n) { return graph.size.num_tokens < n; });
+    return at == graphs.end() ? nullptr : &*at;
   }
 
-  std::vector<std::int32_t> sizes_;
-  std::vector<Graph> graphs_;  // ascending
+  void clear() noexcept {
+    for (const std::vector<Graph>* graphs : {&decodes_, &prompts_}) {
+      for (const Graph& graph : *graphs) { static_cast<void>(cudaGraphExecDestroy(graph.exec)); }
+    }
+  }
+
+  std::vector<Size> sizes_;
+  std::vector<Graph> decodes_, prompts_;  // ascending
 };
 
 }  // namespace nvl::inline NVL_ABI

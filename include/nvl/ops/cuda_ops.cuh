@@ -1,6 +1,6 @@
 #pragma once
-/// DeviceOps on a CUDA device: the kernels of nvl/kernels in one stream. A step is staged, run ahead of the host, and, if it is a
-/// decode step, replayed from a CUDA graph that was recorded at start-up.
+/// DeviceOps on a CUDA device: the kernels of nvl/kernels in one stream. A step is staged, run ahead of the host, and, if it is
+/// one of many of its kind, replayed from a CUDA graph that was recorded at start-up.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/device_options.hpp>
@@ -98,7 +98,7 @@ class CudaOps {
       : device_(device),
         limits_(limits),
         stage_(device, limits),
-        graphs_(device.options().use_graphs ? limits.max_num_seqs : 0),
+        graphs_(device.options().use_graphs ? limits.max_num_seqs : 0, limits.max_num_tokens),
         linear_workspace_(device, Linear::default_workspace_bytes),
         linear_(std::span(linear_workspace_.template as<std::byte>(), linear_workspace_.size_bytes())),
         results_layout_(results_layout(limits)),
@@ -175,16 +175,19 @@ class CudaOps {
     if (report.num_tuned > 0 && !options.gemm_cache_file.empty()) { linear_.save_cache(options.gemm_cache_file); }
   }
 
-  /// Records the decode steps of all batch sizes that are replayed. Each runs once before: the libraries load what they need.
+  /// Records the steps that are replayed. Each runs once before: the libraries load what they need.
   template <class Run>
   void capture_graphs(Run&& run) {
     device_.make_current();
-    StepInput nothing;
-    nothing.min_query_len = nothing.max_query_len = 1;
     is_capturing_ = true;
     graphs_.capture(
-        stream(), [&](std::int32_t num_seqs) { run(stage_.stage(nothing, num_seqs)); },
-        [&](std::int32_t num_seqs) { run(stage_.view_of_decode(num_seqs)); });
+        stream(),
+        [&](CudaGraphs::Size size) {
+          StepInput nothing;
+          nothing.min_query_len = nothing.max_query_len = size.num_tokens / size.num_seqs;
+          run(stage_.stage(nothing, size));
+        },
+        [&](CudaGraphs::Size size) { run(stage_.view_of(size)); });
     is_capturing_ = false;
     NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));
   }
@@ -196,9 +199,8 @@ class CudaOps {
     device_.make_current();
     slots_[num_executed_ % slots_.size()].begin.record(stream());
     staged_rows_ = in.sampling;
-    const bool is_decode = in.max_query_len == 1 && in.num_samples() == in.num_seqs() && in.copies.empty();
-    staged_graph_ = is_decode ? graphs_.find(in.num_seqs()) : nullptr;
-    return stage_.stage(in, staged_graph_ != nullptr ? staged_graph_->num_seqs : 0);
+    staged_graph_ = graph_for(in);
+    return stage_.stage(in, staged_graph_ != nullptr ? staged_graph_->size : CudaGraphs::Size{});
   }
 
   template <class Body>
@@ -337,7 +339,7 @@ class CudaOps {
 
   /// The products of a step, for every number of rows that is recorded and some of prompts, largest first.
   std::vector<kernels::GemmKey> gemm_keys(const ModelConfig& config) const {
-    std::vector<std::int32_t> rows = CudaGraphs::sizes(limits_.max_num_seqs);
+    std::vector<std::int32_t> rows = CudaGraphs::batch_sizes(limits_.max_num_seqs);
     for (std::int32_t n = 512; n <= limits_.max_num_tokens; n *= 2) { rows.push_back(n); }
     std::vector<kernels::GemmKey> keys;
     for (auto n = rows.rbegin(); n != rows.rend(); ++n) {
@@ -352,6 +354,12 @@ class CudaOps {
       if (*n <= limits_.max_num_seqs) { add(DType::float32, false, config.vocab_size, config.hidden_size); }
     }
     return keys;
+  }
+
+  const CudaGraphs::Graph* graph_for(const StepInput& in) const noexcept {
+    if (!in.copies.empty() || in.num_samples() != in.num_seqs()) { return nullptr; }
+    if (in.max_query_len == 1) { return graphs_.find_decode(in.num_seqs()); }
+    return in.num_seqs() == 1 ? graphs_.find_prompt(in.num_tokens()) : nullptr;
   }
 
   static std::int64_t num_elements(const HostTensor& tensor) noexcept { return tensor.num_rows() * tensor.shape.back(); }

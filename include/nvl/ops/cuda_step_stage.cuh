@@ -8,6 +8,7 @@
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
 #include <nvl/ops/cuda_device.cuh>
+#include <nvl/ops/cuda_graphs.cuh>
 
 #include <algorithm>
 #include <array>
@@ -39,28 +40,35 @@ class CudaStepStage {
     for (PinnedBuffer& buffer : on_host_) { buffer.abandon(); }
   }
 
-  /// Starts the copy of `in`; the views returned are of device memory and valid until the next call. With `padded_seqs` > 0 the
-  /// step, one token a sequence, is filled up to so many sequences without KV that store nothing.
+  /// Starts the copy of `in`; the views returned are of device memory and valid until the next call. With `padded` tokens above
+  /// 0 the step is filled up with tokens and sequences that have no KV and store nothing.
   /// \throws InvalidArgument for a step larger than planned.
-  const StepInput& stage(const StepInput& in, std::int32_t padded_seqs) {
+  const StepInput& stage(const StepInput& in, CudaGraphs::Size padded) {
     StepShape shape = shape_of(in);
-    if (padded_seqs > 0) { shape.num_tokens = shape.num_seqs = shape.num_samples = static_cast<std::size_t>(padded_seqs); }
+    if (padded.num_tokens > 0) {
+      shape.num_tokens = static_cast<std::size_t>(padded.num_tokens);
+      shape.num_seqs = shape.num_samples = static_cast<std::size_t>(padded.num_seqs);
+    }
     const std::size_t bytes = step_bytes(shape);
     NVL_EXPECTS(bytes <= capacity_, "bytes of a step's arrays", bytes, "at most the planned " + std::to_string(capacity_));
     PinnedBuffer& host = on_host_[num_staged_++ % on_host_.size()];
-    StepInput padded = place_step(shape, host.data());
-    copy_arrays(in, padded);
-    pad(in, padded);
+    StepInput staged = place_step(shape, host.data());
+    copy_arrays(in, staged);
+    pad(in, staged);
     NVL_CUDA_CHECK(cudaMemcpyAsync(on_device_.as<std::byte>(), host.data(), bytes, cudaMemcpyHostToDevice, device_.stream()));
     return view(shape, in);
   }
 
-  /// The views of a decode step of `num_seqs` whose arrays hold whatever they hold, for recording a step.
-  const StepInput& view_of_decode(std::int32_t num_seqs) {
-    const auto n = static_cast<std::size_t>(num_seqs);
-    StepInput one_each;
-    one_each.min_query_len = one_each.max_query_len = 1;
-    return view({.num_tokens = n, .num_seqs = n, .max_blocks_per_seq = 1, .num_samples = n}, one_each);
+  /// The views of a step of this size whose arrays hold whatever they hold, for recording it.
+  const StepInput& view_of(CudaGraphs::Size size) {
+    const auto num_seqs = static_cast<std::size_t>(size.num_seqs);
+    StepInput in;
+    in.min_query_len = in.max_query_len = size.num_tokens / size.num_seqs;
+    return view({.num_tokens = static_cast<std::size_t>(size.num_tokens),
+                 .num_seqs = num_seqs,
+                 .max_blocks_per_seq = 1,
+                 .num_samples = num_seqs},
+                in);
   }
 
  private:
@@ -99,10 +107,14 @@ class CudaStepStage {
   }
 
   static void pad(const StepInput& in, StepInput& to) {
+    to.block_stride[0] = to.max_blocks_per_seq;
+    to.cu_query_lens[0] = 0;
+    for (auto t = static_cast<std::size_t>(in.num_tokens()); t < to.token_ids.size(); ++t) {
+      to.token_ids[t] = 0;
+      to.positions[t] = 0;
+      to.slot_mapping[t] = no_slot;
+    }
     for (auto s = static_cast<std::size_t>(in.num_seqs()); s < to.seq_lens.size(); ++s) {
-      to.token_ids[s] = 0;
-      to.positions[s] = 0;
-      to.slot_mapping[s] = no_slot;
       to.cu_query_lens[s + 1] = static_cast<std::int32_t>(s) + 1;
       to.seq_lens[s] = 0;
       to.sample_rows[s] = static_cast<std::int32_t>(s);
