@@ -33,10 +33,10 @@ namespace kernels {
 /// Where no search was made: is the kernel of skinny_gemm.cuh the faster one? As measured on an H200 with weights that no cache
 /// holds, between kernels that overlap (docs/kernels/linear.md).
 constexpr bool prefers_skinny_gemm(const GemmKey& key) noexcept {
-  const std::int64_t num_weights = std::int64_t{key.out_features} * key.in_features;
-  if (key.in == DType::float32 || num_weights > 32 << 20) { return false; }
-  if (key.num_rows <= 16) { return true; }
-  return key.num_rows <= 32 ? num_weights <= 16 << 20 : key.num_rows <= 64 && key.out_features <= 2048;
+  if (key.in == DType::float32) { return false; }
+  if (key.out_features <= key.in_features) { return key.num_rows <= 128; }  // back to the width of the model: K is split
+  if (key.out_features > 1 << 16) { return key.num_rows <= 32; }            // to a vocabulary
+  return key.num_rows <= 16 && std::int64_t{key.out_features} * key.in_features <= 64 << 20;
 }
 
 /// Runs the linear layers of one stream; one thread at a time. The first call of a shape may load kernels: make it before the
