@@ -76,7 +76,8 @@ class Call {
                                                 .row_stride = static_cast<std::int64_t>(stride),
                                                 .num_q_heads = case_.num_q_heads,
                                                 .num_tokens = case_.num_tokens,
-                                                .eps = eps},
+                                                .eps = eps,
+                                                .indices_ready = case_.gap != 0},
                                                nullptr);
     NVL_CUDA_CHECK(cudaDeviceSynchronize());
   }

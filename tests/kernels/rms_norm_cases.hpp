@@ -22,10 +22,9 @@ inline std::vector<RmsNormCase> rms_norm_cases() {
       cases.push_back({3, hidden, adds, 24});
     }
     cases.push_back({0, 64, adds});
-    cases.push_back({1100, 1024, adds, 8});  // one warp a row, four rows a block
-    cases.push_back({4301, 64, adds});
-    cases.push_back({4305, 248, adds});
-    cases.push_back({300, 4104, adds, 16});
+    cases.push_back({4301, 64, adds});  // many rows: one warp a row, four rows a block
+    cases.push_back({4305, 136, adds, 8});
+    cases.push_back({850, 1032, adds, 16});  // many rows of several warps
     cases.push_back({40, 16384, adds});
     for (const int tokens : {1, 8, 32, 128, 256, 2048, 8192}) {
       cases.push_back({tokens, 1024, adds, 0, true});
