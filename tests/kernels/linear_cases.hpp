@@ -25,7 +25,7 @@ inline std::vector<LinearShape> odd_linear_shapes() {
     shapes.push_back({rows, 1, 8});
     shapes.push_back({rows, 64, 64});
     shapes.push_back({rows, 65, 136});
-    shapes.push_back({rows, 576, 1536});
+    shapes.push_back({rows, 200, 1536});
     shapes.push_back({rows, 500, 520});
     shapes.push_back({rows, 260, 3072});
     shapes.push_back({rows, 97, 4104});

@@ -11,8 +11,8 @@
 /// may take them in any order, both operands use the order in which the bytes lie and nothing is shuffled.
 ///
 /// Order of the sum over k: warp u takes elements [64 (u + warps i), 64 (u + warps i) + 64) for i = 0, 1, ...; the warps' sums
-/// are added in order of u. It depends on K alone, so a token's result is the same for every number of tokens and every
-/// GemvTraits of 16-bit elements.
+/// are added in order of u. It depends on K and the rows of a tile, which follow from the shape of the weight and the device,
+/// not from the number of tokens: a token's result is the same whatever the other tokens are.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
@@ -37,20 +37,20 @@ namespace kernels {
 /// \tparam Out T or float
 /// \tparam kRows weight rows of a tile, \tparam kTokens tokens of a tile, both multiples of 8
 /// \tparam kStages depth of a warp's ring, in steps of 64 elements of K
-template <class T, class Out, int kRows, int kTokens, int kStages, int kWarps = 8, int kBlocks = 2>
+template <class T, class Out, int kRows, int kTokens, int kStages>
 struct GemvTraits {
   using Element = T;
   using Output = Out;
   static constexpr int rows = kRows;
   static constexpr int tokens = kTokens;
   static constexpr int stages = kStages;
-  static constexpr int warps = kWarps;
-  static constexpr int blocks = kBlocks;
+  static constexpr int warps = 8;
   static constexpr int threads = 32 * warps;
   static constexpr int step_k = 64;           // [elements of K] a warp takes at a time: 128 bytes of each row
   static constexpr int row_tiles = rows / 8;  // of the matrix instruction
   static constexpr int token_groups = tokens / 8;
   static constexpr int token_tiles = (token_groups + 1) / 2;
+  static constexpr int chains = rows <= 16 ? 2 : 1;  // sums of the halves of a step apart, so that their latencies overlap
   static constexpr int sum_stride = rows % 16 == 8 ? rows : rows + 8;  // [floats] 8 modulo 16: no bank conflicts
   static_assert(sizeof(T) == 2, "nvl: GemvTraits takes bf16 or fp16; launch_gemv has a kernel for float");
   static_assert(kRows % 8 == 0 && kRows > 0 && kTokens % 8 == 0 && kTokens > 0, "nvl: GemvTraits needs tiles of whole 8s");
@@ -111,13 +111,14 @@ class GemvRing {
         layout_(layout),
         ring_(ring),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        first_token_(first_token),
-        tokens_left_(p.num_rows - first_token - lane_ / 4) {}
+        tokens_left_(p.num_rows - first_token - lane_ / 4),
+        w_(p.w + static_cast<std::int64_t>(lane_ / 4) * p.in_features + lane_ % 4 * 8),
+        x_(p.x + static_cast<std::int64_t>(first_token + lane_ / 4) * p.in_features + lane_ % 4 * 8) {}
 
   /// Rows past the end are left as they are: they reach only outputs that nobody stores. Elements past K become zeros.
   __device__ void copy_weights(int stage, int tile, int step) const {
     const int row = tile * Traits::rows + lane_ / 4, k = step * Traits::step_k + lane_ % 4 * 8;
-    const T* from = p_.w + static_cast<std::int64_t>(row) * p_.in_features + k;
+    const T* from = w_ + static_cast<std::int64_t>(tile * Traits::rows) * p_.in_features + step * Traits::step_k;
     const std::uint32_t to = address(stage) + static_cast<std::uint32_t>(lane_) * 16;
 #pragma unroll
     for (int j = 0; j < Traits::row_tiles; ++j) {
@@ -130,7 +131,7 @@ class GemvRing {
   /// The same for tokens.
   __device__ void copy_tokens(int stage, int step) const {
     const int k = step * Traits::step_k + lane_ % 4 * 8;
-    const T* from = p_.x + static_cast<std::int64_t>(first_token_ + lane_ / 4) * p_.in_features + k;
+    const T* from = x_ + step * Traits::step_k;
 #pragma unroll
     for (int g = 0; g < Traits::token_groups; ++g) {
       if (g * 8 < tokens_left_) {
@@ -141,7 +142,7 @@ class GemvRing {
   }
 
   /// sums += the products of a stage; lanes hold them as mma.m16n8k16 does: tokens down, weight rows across.
-  __device__ void multiply(int stage, float (&sums)[Traits::token_tiles][Traits::row_tiles][4]) const {
+  __device__ void multiply(int stage, float (&sums)[Traits::chains][Traits::token_tiles][Traits::row_tiles][4]) const {
     const std::uint32_t weights = address(stage) + static_cast<std::uint32_t>(lane_) * 16;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -156,8 +157,9 @@ class GemvRing {
         const uint4 w = load_shared16(weights + (j * 2 + half) * 512);
 #pragma unroll
         for (int t = 0; t < Traits::token_tiles; ++t) {
-          mma_16x8x16<T>(sums[t][j], x[2 * t].x, x[2 * t + 1].x, x[2 * t].y, x[2 * t + 1].y, w.x, w.y);
-          mma_16x8x16<T>(sums[t][j], x[2 * t].z, x[2 * t + 1].z, x[2 * t].w, x[2 * t + 1].w, w.z, w.w);
+          float(&sum)[4] = sums[half % Traits::chains][t][j];
+          mma_16x8x16<T>(sum, x[2 * t].x, x[2 * t + 1].x, x[2 * t].y, x[2 * t + 1].y, w.x, w.y);
+          mma_16x8x16<T>(sum, x[2 * t].z, x[2 * t + 1].z, x[2 * t].w, x[2 * t + 1].w, w.z, w.w);
         }
       }
     }
@@ -183,8 +185,9 @@ class GemvRing {
   const GemvParams<T, typename Traits::Output>& p_;
   const Layout& layout_;
   std::uint32_t ring_;
-  int lane_, first_token_;
-  int tokens_left_;  // of token first_token + lane / 4 and those after it
+  int lane_;
+  int tokens_left_;  // of the lane's token and those after it
+  const T *w_, *x_;  // the lane's first 8 elements of its row of the first tile, and of its token
 };
 
 /// Adds the warps' sums in order, adds the bias and stores a tile. Called by all threads after a barrier.
@@ -211,7 +214,7 @@ __device__ void store_gemv_tile(const GemvParams<typename Traits::Element, typen
 
 /// Grid: x blocks share the row tiles, y is the tile of tokens.
 template <class Traits>
-NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks)
+NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
     gemv_kernel(const __grid_constant__ GemvParams<typename Traits::Element, typename Traits::Output> p) {
   using namespace detail::gemm;
   extern __shared__ __align__(16) unsigned char gemv_shared[];
@@ -234,7 +237,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks)
     copy_step += Traits::warps;
     if (copy_step >= steps) { copy_step = warp, copy_tile += blocks; }
   };
-#pragma unroll
+#pragma unroll 1  // unrolled, the kernel is longer and not faster
   for (int stage = 0; stage < Traits::stages; ++stage) {
     if (stage < layout.stages && copy_tile < tiles) { ring.copy_weights(stage, copy_tile, copy_step), advance(); }
     commit_copies();
@@ -242,7 +245,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks)
   detail::wait_for_previous();
   int x_tile = static_cast<int>(blockIdx.x), x_step = warp;
   if (x_step >= steps) { x_tile = tiles; }
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < Traits::stages; ++stage) {
     if (stage < layout.stages && x_tile < tiles) {
       ring.copy_tokens(stage, x_step);
@@ -254,7 +257,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks)
 
   int stage = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += blocks) {
-    float tile_sums[Traits::token_tiles][Traits::row_tiles][4] = {};
+    float tile_sums[Traits::chains][Traits::token_tiles][Traits::row_tiles][4] = {};
     for (int step = warp; step < steps; step += Traits::warps) {
       wait_copies<Traits::stages - 1>();
       ring.multiply(stage, tile_sums);
@@ -274,8 +277,13 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks)
       if (token >= layout.sum_tokens) { break; }
 #pragma unroll
       for (int j = 0; j < Traits::row_tiles; ++j) {
-        const float(&four)[4] = tile_sums[t / 2][j];
-        *reinterpret_cast<float2*>(mine + token * Traits::sum_stride + j * 8) = make_float2(four[t % 2 * 2], four[t % 2 * 2 + 1]);
+        float2 sum = make_float2(tile_sums[0][t / 2][j][t % 2 * 2], tile_sums[0][t / 2][j][t % 2 * 2 + 1]);
+#pragma unroll
+        for (int chain = 1; chain < Traits::chains; ++chain) {
+          sum.x += tile_sums[chain][t / 2][j][t % 2 * 2];
+          sum.y += tile_sums[chain][t / 2][j][t % 2 * 2 + 1];
+        }
+        *reinterpret_cast<float2*>(mine + token * Traits::sum_stride + j * 8) = sum;
       }
     }
     __syncthreads();

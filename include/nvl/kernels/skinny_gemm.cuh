@@ -33,46 +33,50 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
+/// How a product is cut into blocks.
+struct SkinnyGemmTile {
+  int rows = 64;    // weight rows of a block's tile: 64, 128, 192 or 256
+  int tokens = 64;  // tokens of a block's tile: 16, 32, 64, 80, 96, 112 or 128, or twice 80 to 128
+  int stages = 6;   // depth of the ring, in steps of 64 elements of K
+  int splits = 1;   // blocks of a cluster among which K is divided
+};
+
 /// \tparam T bf16 or fp16, of weights and activations; sums are float
 /// \tparam Out T or float
-/// \tparam kRows weight rows of a tile: 64, 128 or 192
-/// \tparam kTokens tokens of a tile: 16, 32, 64, 80, 96, 112 or 128, or twice 80 to 128
-/// \tparam kStages depth of the ring, in steps of 64 elements of K
-/// \tparam kSplits blocks of a cluster, among which K is divided: 1, 2, 4 or 8
-template <class T, class Out, int kRows, int kTokens, int kStages, int kSplits>
+template <class T, class Out, SkinnyGemmTile kTile>
 struct SkinnyGemmTraits {
   using Element = T;
   using Output = Out;
-  static constexpr int rows = kRows;
-  static constexpr int tokens = kTokens;
-  static constexpr int stages = kStages;
-  static constexpr int splits = kSplits;
+  static constexpr int rows = kTile.rows;
+  static constexpr int tokens = kTile.tokens;
+  static constexpr int stages = kTile.stages;
+  static constexpr int splits = kTile.splits;
   static constexpr int step_k = detail::gemm::box_k;
-  static constexpr int warps = kRows / 16;  // that multiply
+  static constexpr int warps = rows / 16;  // that multiply
   static constexpr int multiplying_threads = 32 * warps;
   static constexpr int threads = multiplying_threads + 32;
-  static constexpr int products = kTokens > 128 ? 2 : 1;  // wgmma instructions side by side
-  static constexpr int columns = kTokens / products;      // of one of them
-  static constexpr int sum_stride = kRows + 4;            // [floats] twice this is 8 modulo 32: no bank conflicts
+  static constexpr int products = tokens > 128 ? 2 : 1;  // wgmma instructions side by side
+  static constexpr int columns = tokens / products;      // of one of them
+  static constexpr int sum_stride = rows + 4;            // [floats] twice this is 8 modulo 32: no bank conflicts
 
   /// In dynamic shared memory. The sums take the place of the ring once the ring is empty.
   struct alignas(1024) SharedStorage {
     struct Ring {
-      alignas(1024) T w[kStages][kRows * step_k];
-      alignas(1024) T x[kStages][kTokens * step_k];
+      alignas(1024) T w[stages][rows * step_k];
+      alignas(1024) T x[stages][tokens * step_k];
     };
     union {
       Ring ring;
-      float sums[kTokens * sum_stride];
+      float sums[tokens * sum_stride];
     };
-    alignas(8) std::uint64_t full[kStages], empty[kStages];
+    alignas(8) std::uint64_t full[stages], empty[stages];
   };
 
   static_assert(sizeof(T) == 2, "nvl: SkinnyGemmTraits takes bf16 or fp16");
-  static_assert(kRows % 64 == 0 && kRows >= 64 && kRows <= 256, "nvl: SkinnyGemmTraits needs rows in 64s");
-  static_assert(kTokens % 16 == 0 && kTokens >= 16 && kTokens <= 256, "nvl: SkinnyGemmTraits needs tokens in 16s up to 256");
-  static_assert(kSplits == 1 || kSplits == 2 || kSplits == 4 || kSplits == 8, "nvl: a cluster has 1, 2, 4 or 8 blocks");
-  static_assert(sizeof(SharedStorage) <= 227 * 1024, "nvl: SkinnyGemmTraits needs more shared memory than a block has");
+  static_assert(rows % 64 == 0 && rows >= 64 && rows <= 256, "nvl: SkinnyGemmTile needs rows in 64s");
+  static_assert(tokens % 16 == 0 && tokens >= 16 && tokens <= 256, "nvl: SkinnyGemmTile needs tokens in 16s up to 256");
+  static_assert(splits == 1 || splits == 2 || splits == 4 || splits == 8, "nvl: a cluster has 1, 2, 4 or 8 blocks");
+  static_assert(sizeof(SharedStorage) <= 227 * 1024, "nvl: SkinnyGemmTile needs more shared memory than a block has");
 };
 
 /// All pointers are device memory that the caller owns.
@@ -86,76 +90,93 @@ template <class T, class Out>
 struct SkinnyGemmArgs {
   CUtensorMap w, x;
   SkinnyGemmParams<T, Out> p;
+  int tile_tokens;  // what there are of a tile's tokens: boxes that reach past the matrix are slow
 };
 
 #if defined(__CUDACC__)
 
-/// The steps of K of one split.
-struct StepRange {
-  int begin, end;
-  __device__ StepRange(int in_features, int split, int splits) {
-    const int steps = ceil_div(in_features, box_k);
-    begin = steps * split / splits;
-    end = steps * (split + 1) / splits;
+/// What one block does.
+template <class Traits>
+struct BlockPlace {
+  int split, first_row, first_token, first_step, num_steps;
+
+  template <class Out>
+  __device__ explicit BlockPlace(const SkinnyGemmArgs<typename Traits::Element, Out>& args) {
+    split = static_cast<int>(blockIdx.x) % Traits::splits;
+    first_row = static_cast<int>(blockIdx.x) / Traits::splits * Traits::rows;
+    first_token = min(static_cast<int>(blockIdx.y) * args.tile_tokens, args.p.num_rows - args.tile_tokens);
+    const int steps = ceil_div(args.p.in_features, box_k);
+    first_step = steps * split / Traits::splits;
+    num_steps = steps * (split + 1) / Traits::splits - first_step;
   }
 };
 
-/// One thread: asks for every stage of the block's tile, weights of the first stages before the previous kernel has ended.
+/// A stage of the ring, and the parity of the phase of its barriers.
+template <class Traits>
+struct RingPosition {
+  int stage = 0;
+  std::uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++stage == Traits::stages) { stage = 0, parity ^= 1; }
+  }
+  __device__ int previous_stage() const { return stage == 0 ? Traits::stages - 1 : stage - 1; }
+};
+
+/// One thread: asks for every stage, weights of the first stages before the previous kernel has ended.
 template <class Traits>
 __device__ void fill_ring(const SkinnyGemmArgs<typename Traits::Element, typename Traits::Output>& args,
-                          typename Traits::SharedStorage& shared, StepRange steps, int first_row, int first_token) {
-  constexpr int stage_bytes = static_cast<int>(sizeof(shared.ring.w[0]) + sizeof(shared.ring.x[0]));
+                          typename Traits::SharedStorage& shared, const BlockPlace<Traits>& place) {
+  const int stage_bytes = static_cast<int>(sizeof(shared.ring.w[0])) + args.tile_tokens * 128;
   const bool read_once = gridDim.y == 1;
   const std::uint64_t policy = evict_first_policy();
   const auto copy_weights = [&](int stage, int step) {
-    const std::uint32_t barrier = shared_address(&shared.full[stage]);
+    const std::uint32_t to = shared_address(shared.ring.w[stage]), barrier = shared_address(&shared.full[stage]);
+    const int k = (place.first_step + step) * box_k;
     arrive_expecting(barrier, stage_bytes);
     if (read_once) {
-      copy_box(shared_address(shared.ring.w[stage]), &args.w, step * box_k, first_row, barrier, policy);
+      copy_box(to, &args.w, k, place.first_row, barrier, policy);
     } else {
-      copy_box(shared_address(shared.ring.w[stage]), &args.w, step * box_k, first_row, barrier);
+      copy_box(to, &args.w, k, place.first_row, barrier);
     }
   };
   const auto copy_tokens = [&](int stage, int step) {
-    copy_box(shared_address(shared.ring.x[stage]), &args.x, step * box_k, first_token, shared_address(&shared.full[stage]));
+    copy_box(shared_address(shared.ring.x[stage]), &args.x, (place.first_step + step) * box_k, place.first_token,
+             shared_address(&shared.full[stage]));
   };
-  const int ahead = min(Traits::stages, steps.end - steps.begin);
-  for (int i = 0; i < ahead; ++i) { copy_weights(i, steps.begin + i); }
+  const int ahead = min(Traits::stages, place.num_steps);
+  for (int i = 0; i < ahead; ++i) { copy_weights(i, i); }
   wait_for_previous();
-  for (int i = 0; i < ahead; ++i) { copy_tokens(i, steps.begin + i); }
-  int stage = 0;
-  std::uint32_t parity = 0;
-  for (int step = steps.begin + ahead; step < steps.end; ++step) {
-    wait_barrier(shared_address(&shared.empty[stage]), parity);
-    copy_weights(stage, step);
-    copy_tokens(stage, step);
-    if (++stage == Traits::stages) { stage = 0, parity ^= 1; }
+  for (int i = 0; i < ahead; ++i) { copy_tokens(i, i); }
+  RingPosition<Traits> at;
+  for (int i = ahead; i < place.num_steps; ++i, at.advance()) {
+    wait_barrier(shared_address(&shared.empty[at.stage]), at.parity);
+    copy_weights(at.stage, i);
+    copy_tokens(at.stage, i);
   }
 }
 
-/// Four warps: sums += the products of every stage with their 64 weight rows.
+/// Four warps: sums += the products of every step with their 64 weight rows.
 template <class Traits>
-__device__ void multiply_ring(typename Traits::SharedStorage& shared, int num_steps, int first_row,
+__device__ void multiply_ring(typename Traits::SharedStorage& shared, const BlockPlace<Traits>& place,
                               float (&sums)[Traits::products][Traits::columns / 2]) {
-  int stage = 0;
-  std::uint32_t parity = 0;
+  RingPosition<Traits> at;
   const bool elected = threadIdx.x % 32 == 0;
-  for (int i = 0; i < num_steps; ++i) {
-    wait_barrier(shared_address(&shared.full[stage]), parity);
-    const std::uint64_t w = tile_descriptor(shared_address(shared.ring.w[stage]) + static_cast<std::uint32_t>(first_row) * 128);
+  for (int i = 0; i < place.num_steps; ++i, at.advance()) {
+    wait_barrier(shared_address(&shared.full[at.stage]), at.parity);
+    const std::uint64_t w = tile_descriptor(shared_address(shared.ring.w[at.stage]) + threadIdx.x / 128 * 64 * 128);
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < box_k / 16; ++k) {
 #pragma unroll
       for (int c = 0; c < Traits::products; ++c) {
-        const std::uint64_t x = tile_descriptor(shared_address(shared.ring.x[stage]) + c * Traits::columns * 128);
+        const std::uint64_t x = tile_descriptor(shared_address(shared.ring.x[at.stage]) + c * Traits::columns * 128);
         wgmma_64x16<typename Traits::Element, Traits::columns>(sums[c], w + k * 2, x + k * 2);
       }
     }
     wgmma_commit();
     wgmma_wait<1>();  // the stage before this one has been read
-    if (i > 0 && elected) { arrive(shared_address(&shared.empty[stage == 0 ? Traits::stages - 1 : stage - 1])); }
-    if (++stage == Traits::stages) { stage = 0, parity ^= 1; }
+    if (i > 0 && elected) { arrive(shared_address(&shared.empty[at.previous_stage()])); }
   }
   wgmma_wait<0>();
 #pragma unroll
@@ -207,12 +228,12 @@ __device__ void store_four(const SkinnyGemmParams<T, Out>& p, float4 sum, int to
 /// are under way at once.
 template <class Traits>
 __device__ void store_tile(const SkinnyGemmParams<typename Traits::Element, typename Traits::Output>& p, const float* sums,
-                           int rank, int first_row, int first_token, int num_tokens) {
+                           const BlockPlace<Traits>& place, int num_tokens) {
   constexpr int quads = Traits::rows / 4, step = Traits::splits * Traits::threads;
   constexpr int most = ceil_div(Traits::tokens * quads, step), fits = Traits::splits == 8 ? 2 : 4;
   constexpr int unroll = most < fits ? most : fits;
   const int count = num_tokens * quads;
-  for (int first = rank * Traits::threads + static_cast<int>(threadIdx.x); first < count; first += unroll * step) {
+  for (int first = place.split * Traits::threads + static_cast<int>(threadIdx.x); first < count; first += unroll * step) {
     float4 parts[unroll][Traits::splits];
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
@@ -233,7 +254,7 @@ __device__ void store_tile(const SkinnyGemmParams<typename Traits::Element, type
         const float4& part = parts[u][s];
         sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
       }
-      store_four(p, sum, first_token + i / quads, first_row + i % quads * 4);
+      store_four(p, sum, place.first_token + i / quads, place.first_row + i % quads * 4);
     }
   }
 }
@@ -252,12 +273,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
   using namespace detail::gemm;
   extern __shared__ __align__(1024) unsigned char skinny_gemm_shared[];
   auto& shared = *reinterpret_cast<typename Traits::SharedStorage*>(skinny_gemm_shared);
-  const int rank = static_cast<int>(blockIdx.x) % Traits::splits;
-  const int first_row = static_cast<int>(blockIdx.x) / Traits::splits * Traits::rows;
-  const int first_token = static_cast<int>(blockIdx.y) * Traits::tokens;
-  const int num_tokens = min(Traits::tokens, args.p.num_rows - first_token);
-  const StepRange steps(args.p.in_features, rank, Traits::splits);
-  const bool multiplies = threadIdx.x < Traits::multiplying_threads;
+  const BlockPlace<Traits> place(args);
 
   detail::let_next_start();
   if (threadIdx.x == Traits::multiplying_threads) {
@@ -270,13 +286,13 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
     fence_barrier_init();
   }
   __syncthreads();
-  if (multiplies) {
+  if (threadIdx.x < Traits::multiplying_threads) {
     float sums[Traits::products][Traits::columns / 2] = {};
-    multiply_ring<Traits>(shared, steps.end - steps.begin, static_cast<int>(threadIdx.x) / 128 * 64, sums);
+    multiply_ring<Traits>(shared, place, sums);
     asm volatile("bar.sync 1, %0;" ::"n"(Traits::multiplying_threads) : "memory");  // the ring has been read by all
-    share_sums<Traits>(sums, shared.sums, num_tokens);
+    share_sums<Traits>(sums, shared.sums, args.tile_tokens);
   } else if (threadIdx.x == Traits::multiplying_threads) {
-    fill_ring<Traits>(args, shared, steps, first_row, first_token);
+    fill_ring<Traits>(args, shared, place);
   }
   __syncwarp();
   if constexpr (Traits::splits > 1) {
@@ -285,8 +301,8 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
     __syncthreads();
   }
   detail::wait_for_previous();  // the ring did already; here for the stores
-  store_tile<Traits>(args.p, shared.sums, rank, first_row, first_token, num_tokens);
-  if constexpr (Traits::splits > 1) { cluster_barrier(); }  // nobody leaves while its sums are read
+  store_tile<Traits>(args.p, shared.sums, place, args.tile_tokens);
+  if constexpr (Traits::splits > 1) { cluster_barrier(); }  // no block leaves while its sums are read
 #endif
 }
 
@@ -300,12 +316,16 @@ void launch_skinny_gemm_with(const SkinnyGemmParams<typename Traits::Element, ty
   if (p.num_rows == 0) { return; }
   const int token_tiles = ceil_div(p.num_rows, Traits::tokens);
   NVL_EXPECTS(token_tiles <= 65535, "skinny_gemm num_rows", p.num_rows, "at most 65535 tiles of tokens");
+  // Tiles of equal size; the last begins where it ends with the last token, and both it and its neighbour compute what they
+  // share, to the same bits.
+  const int tile_tokens = ceil_div(p.num_rows, token_tiles);
   const SkinnyGemmArgs<typename Traits::Element, typename Traits::Output> args{
       .w = make_box_map(p.w, p.out_features, p.in_features, Traits::rows),
-      .x = make_box_map(p.x, p.num_rows, p.in_features, Traits::tokens),
-      .p = p};
-  const auto blocks = static_cast<unsigned>(ceil_div(p.out_features, Traits::rows) * Traits::splits);
-  const detail::LaunchConfig config{.grid = dim3(blocks, static_cast<unsigned>(token_tiles)),
+      .x = make_box_map(p.x, p.num_rows, p.in_features, tile_tokens),
+      .p = p,
+      .tile_tokens = tile_tokens};
+  const int blocks = ceil_div(p.out_features, Traits::rows) * Traits::splits;
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(token_tiles)),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = sizeof(typename Traits::SharedStorage),
                                     .stream = stream,
@@ -314,42 +334,62 @@ void launch_skinny_gemm_with(const SkinnyGemmParams<typename Traits::Element, ty
   NVL_CUDA_CHECK(detail::launch(config, skinny_gemm_kernel<Traits>, args));
 }
 
-/// The configuration for one shape. `splits` comes from the shape of the weight alone, so that results do not depend on the
-/// number of tokens as long as `gemv` is the same.
+/// The configuration for one shape.
 struct SkinnyGemmChoice {
   bool gemv = false;  // the kernel of gemv.cuh; the rest does not count
   int rows = 64, tokens = 64, splits = 1;
+  bool deep = true;  // a ring that fills the shared memory; else two blocks share a multiprocessor
 };
 
-/// Splits of K that fill the multiprocessors with tiles of 64 weight rows, each at least 4 steps of 64 long.
-constexpr int skinny_gemm_splits(int out_features, int in_features, int num_multiprocessors) {
-  const int tiles = detail::gemm::ceil_div(out_features, 64), steps = detail::gemm::ceil_div(in_features, detail::gemm::box_k);
+/// Splits of K for `tiles` tiles. Measured on an H200 (132 multiprocessors) with the layers of Qwen3-0.6B and 8B: 64 to 96 blocks
+/// are best, each with all of its K in the ring (o, 1024 x 2048, 64 tokens: 4 splits 3.9 us, 2 splits 5.0, 8 splits 4.8), while the
+/// other multiprocessors take the next layer's weights; where K is long, bandwidth counts and all multiprocessors are wanted
+/// (4096 x 12288: 2 splits 26.5 us, 1 split 32.9).
+constexpr int skinny_gemm_splits(int tiles, int in_features, int num_multiprocessors) {
+  const int steps = detail::gemm::ceil_div(in_features, detail::gemm::box_k);
   int splits = 1;
-  while (splits < 8 && tiles * splits * 2 <= num_multiprocessors + num_multiprocessors / 8 && steps >= splits * 2 * 4) {
+  while (splits < 4 && steps >= 16 * splits) {
+    const int blocks = tiles * splits * 2;
+    const bool long_k = steps >= 24 * splits * 2;
+    if (blocks > (long_k ? num_multiprocessors : num_multiprocessors * 3 / 4)) { break; }
     splits *= 2;
   }
   return splits;
 }
 
-/// \param fixed_order one order of the sum over k whatever the number of tokens: never `gemv` on sm_90
+/// \param fixed_order one order of the sum over k whatever the number of tokens: `splits` follows from the weight's shape alone,
+///        and `gemv` is not chosen. Two splits at most: many tokens fill the GPU without.
 constexpr SkinnyGemmChoice choose_skinny_gemm(int num_rows, int out_features, int in_features, int num_multiprocessors,
                                               bool fixed_order = false) {
+  using detail::gemm::ceil_div;
+  const int row_tiles = ceil_div(out_features, 64);
   SkinnyGemmChoice choice;
-  choice.gemv = !fixed_order && num_rows <= 16;
-  choice.splits = skinny_gemm_splits(out_features, in_features, num_multiprocessors);
-  for (const int tokens : {16, 32, 64, 128}) {
-    choice.tokens = tokens;
-    if (num_rows <= tokens) { break; }
+  // Above 16 MB wide reads of the copy engine beat many small ones (4096 x 4096: 9.5 us, 11.8 by GEMV).
+  choice.gemv = !fixed_order && num_rows <= 8 && std::int64_t{out_features} * in_features <= 8 << 20;
+  const int weight_splits = std::min(2, skinny_gemm_splits(row_tiles, in_features, num_multiprocessors));
+  if (num_rows > 256) {  // bound by arithmetic and reads of L2: the largest tile
+    choice.rows = 128, choice.tokens = 256, choice.splits = weight_splits;
+    if (!fixed_order && row_tiles / 2 * ceil_div(num_rows, 256) >= num_multiprocessors / 2) { choice.splits = 1; }
+    return choice;
   }
-  // More rows a tile where there are tiles enough: each tile reads all tokens.
-  choice.rows = detail::gemm::ceil_div(out_features, 128) * choice.splits >= num_multiprocessors ? 128 : 64;
+  const int longest = num_rows <= 128 ? num_rows : ceil_div(num_rows, ceil_div(num_rows, 128));
+  for (const int tokens : {16, 32, 64, 96, 128}) {
+    choice.tokens = tokens;
+    if (longest <= tokens) { break; }
+  }
+  const int tiles = row_tiles * ceil_div(num_rows, choice.tokens);
+  choice.splits = fixed_order ? weight_splits : skinny_gemm_splits(tiles, in_features, num_multiprocessors);
+  // With more tiles than multiprocessors, two blocks share one, so that one reads while the other ends; not where K is long.
+  choice.deep = choice.splits > 1 || tiles <= num_multiprocessors || in_features >= 48 * detail::gemm::box_k;
   return choice;
 }
 
 namespace detail::gemm {
 
-/// Depth of the ring: what leaves room for a block of the next kernel beside this one.
-constexpr int skinny_gemm_stages(int rows, int tokens) { return std::clamp(104 * 1024 / (128 * (rows + tokens)), 3, 8); }
+/// Depth of the ring for tiles of 64 weight rows.
+constexpr int skinny_gemm_stages(int tokens, bool deep) {
+  return std::min((deep ? 200 : 104) * 1024 / (128 * (64 + tokens)), 16);
+}
 
 /// Calls `f.template operator()<value>()` with the first of `values` that is at least `wanted`, or with the last.
 template <int value, int... values, class F>
@@ -379,16 +419,25 @@ template <class T, class Out>
 void launch_skinny_gemm(const SkinnyGemmParams<T, Out>& p, cudaStream_t stream, bool fixed_order = false) {
   using namespace detail::gemm;
   if constexpr (sizeof(T) == 2) {
-    if (p.in_features % 8 == 0 && is_hopper()) {
+    if (p.num_rows > 0 && p.in_features % 8 == 0 && is_hopper()) {
+      check_linear("skinny_gemm", p);
       const SkinnyGemmChoice choice =
           choose_skinny_gemm(p.num_rows, p.out_features, p.in_features, num_multiprocessors(), fixed_order);
+      if (choice.rows == 128) {
+        return with_at_least<1, 2>(choice.splits, [&]<int kSplits>() {
+          constexpr SkinnyGemmTile tile{.rows = 128, .tokens = 256, .stages = 4, .splits = kSplits};
+          launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
+        });
+      }
       if (!choice.gemv) {
-        return with_at_least<64, 128>(choice.rows, [&]<int kRows>() {
-          with_at_least<16, 32, 64, 128>(choice.tokens, [&]<int kTokens>() {
-            with_at_least<1, 2, 4, 8>(choice.splits, [&]<int kSplits>() {
-              launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, kRows, kTokens, skinny_gemm_stages(kRows, kTokens), kSplits>>(
-                  p, stream);
-            });
+        return with_at_least<16, 32, 64, 96, 128>(choice.tokens, [&]<int kTokens>() {
+          if (!choice.deep) {
+            constexpr SkinnyGemmTile tile{.tokens = kTokens, .stages = skinny_gemm_stages(kTokens, false)};
+            return launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
+          }
+          with_at_least<1, 2, 4>(choice.splits, [&]<int kSplits>() {
+            constexpr SkinnyGemmTile tile{.tokens = kTokens, .stages = skinny_gemm_stages(kTokens, true), .splits = kSplits};
+            launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
           });
         });
       }
