@@ -1,5 +1,6 @@
 #pragma once
-/// Logits to tokens: the most likely token, or a draw from softmax(logits / temperature), with everything a SamplingRow asks for.
+/// Logits to tokens: the most likely token, or a draw from softmax(logits / temperature), with everything a
+/// SamplingRow asks for.
 ///
 /// The draw is that of ops/cpu_sampler.hpp: the first token, by ascending id, at which the cumulated probability exceeds
 /// uniform(seed, choice, output_index). One random number a row, one exponential a logit; Gumbel-max would need a random number
@@ -17,7 +18,9 @@
 #include <nvl/kernels/detail/launch.cuh>
 #include <nvl/kernels/detail/sampling_adjust.cuh>
 #include <nvl/kernels/detail/sampling_chunk.cuh>
-#include <nvl/kernels/detail/sampling_truncate.cuh>
+#include <nvl/kernels/detail/sampling_cut.cuh>
+#include <nvl/kernels/detail/sampling_sort.cuh>
+#include <nvl/kernels/detail/sampling_work.cuh>
 #include <nvl/kernels/sampling_result.hpp>
 
 #include <algorithm>
@@ -31,7 +34,11 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-/// Run-time values of both kernels. All pointers are device memory. Rows of padding hold SamplingRow{} or any row that was valid.
+/// [logits] of the longest row.
+inline constexpr int max_sampled_vocab = 32 * detail::max_chunks_per_lane * detail::chunk_logits;
+
+/// Run-time values of both kernels. All pointers are device memory. Rows of padding hold SamplingRow{} or any row that
+/// was valid.
 template <class T>
 struct SampleParams {
   const T* logits = nullptr;              // [num_rows, vocab]
@@ -51,16 +58,17 @@ struct SampleParams {
 };
 
 /// Compile-time choices.
-template <class T, int kThreads = 512>
+template <class T, int kThreads = 1024, int kBlocksPerSm = 1>
 struct SamplePlainTraits {
   using Element = T;
   static constexpr int threads = kThreads;
   static constexpr int warps = kThreads / 32;
-  static constexpr int max_splits = 8;  // [blocks] of a row: a cluster that every GPU with clusters can hold
+  static constexpr int blocks_per_sm = kBlocksPerSm;  // that registers must suffice for
+  static constexpr int max_splits = 8;                // [blocks] of a row: a cluster that every GPU with clusters can hold
   static_assert(kThreads % 32 == 0 && kThreads <= 1024, "nvl: SamplePlainTraits needs whole warps, at most 1024 threads");
 };
 
-template <class T, int kThreads = 1024>
+template <class T, int kThreads = 512>
 struct SampleGeneralTraits {
   using Element = T;
   static constexpr int threads = kThreads;  // [threads] of a row
@@ -72,27 +80,74 @@ namespace detail {
 
 #if defined(__CUDACC__)
 
-__device__ __forceinline__ void arrive_in_cluster() {
+/// Where the warps of a row's blocks leave what they know of their chunks: in the shared memory of the first block of the
+/// cluster. On GPUs without clusters a row has one block.
+struct ChunkStats {
+  float2* stats;           // [num_chunks] max and sum, in this block's memory
+  std::uint64_t* barrier;  // in this block's memory: completes when the first block has them all
+  bool is_cluster;         // more than one block
+
+  /// By all threads, once, before anything is stored.
+  __device__ __forceinline__ void prepare(int num_chunks, bool is_first_block) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    if (!is_cluster) { return; }
+    if (is_first_block && threadIdx.x == 0) {
+      const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier));
+      asm volatile(
+          "mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+          "fence.mbarrier_init.release.cluster;\n\t"
+          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address),
+          "r"(num_chunks * 8)
+          : "memory");
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
-}
-__device__ __forceinline__ void wait_in_cluster() {
+  }
+  /// By all threads, once: the first block is ready for stores.
+  __device__ __forceinline__ void wait_until_prepared() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+    if (is_cluster) { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
-}
-/// *p = value in the shared memory of the cluster's first block.
-__device__ __forceinline__ void store_in_first_block(float* p, float value) {
+  }
+  __device__ __forceinline__ void store(int c, ChunkStat stat) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  const auto local = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-  std::uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(remote) : "r"(local));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
-#else
-  *p = value;
+    if (is_cluster) {
+      const auto in_first_block = [](const void* p) {
+        std::uint32_t address;
+        asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(address) : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(p))));
+        return address;
+      };
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(in_first_block(stats + c)),
+          "f"(stat.max), "f"(stat.sum), "r"(in_first_block(barrier))
+          : "memory");
+      return;
+    }
 #endif
-}
+    stats[c] = make_float2(stat.max, stat.sum);
+  }
+  /// By the threads of the first block: returns when all are stored.
+  __device__ __forceinline__ void wait_for_all() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (is_cluster) {
+      const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier));
+      std::uint32_t is_complete = 0;
+      while (is_complete == 0) {
+        asm volatile(
+            "{\n\t.reg .pred complete;\n\t"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], 0;\n\t"
+            "selp.u32 %0, 1, 0, complete;\n\t}"
+            : "=r"(is_complete)
+            : "r"(address)
+            : "memory");
+      }
+      return;
+    }
+#endif
+    __syncthreads();
+  }
+};
 
 /// log2(e) / temperature as a float that never makes 0 * scale a NaN; temperature 0 counts as 1.
 __device__ __forceinline__ float logit_scale(float temperature) {
@@ -105,83 +160,77 @@ __device__ __forceinline__ LogitRow<T> logit_row(const SampleParams<T>& p, int r
   return {logits, p.vocab, reinterpret_cast<std::uintptr_t>(logits) % 16 == 0};
 }
 
-/// The token of a row without truncation, from what is known of its chunks. By one warp. `with_runs(chunk, f)` calls `f(value)`
-/// with the lane's logits of a chunk in runs.
-template <class WithRuns>
-__device__ __forceinline__ PickedToken pick_from_all(const SamplingRow& options, const float* maxima, const float* sums, int n,
-                                                     float max, float scale, WithRuns&& with_runs) {
+/// The token of a row without truncation, from what is known of its chunks. By one warp. `with_runs(chunk, f)` calls
+/// `f(value, lane_max)` with the lane's logits of a chunk in runs; `u`: the row's random number; `stat_of(c)`: max and sum.
+template <class StatOf, class WithRuns, class ValueAt>
+__device__ __forceinline__ PickedToken pick_from_all(bool is_greedy, double u, StatOf&& stat_of, int n, float max, float scale,
+                                                     WithRuns&& with_runs, ValueAt&& value_at) {
   PickedToken token{};
-  if (options.temperature == 0.0f) {
-    const int chunk = first_chunk_with(maxima, n, max);
-    with_runs(chunk, [&](auto&& value) { token = pick_largest(chunk, max, value); });
+  if (is_greedy) {
+    const int chunk = first_chunk_with([&](int c) { return stat_of(c).x; }, n, max);
+    with_runs(chunk, [&](auto&&, float lane_max) { token = pick_largest(chunk, lane_max, max, value_at); });
     return token;
   }
-  const double u = uniform(options.seed, options.choice, options.output_index);
-  const PickedChunk picked =
-      pick_chunk(u, n, [&](int c) { return double{sums[c]} * double{logit_weight(maxima[c], max, scale)}; });
-  with_runs(picked.chunk, [&](auto&& value) {
-    token = pick_token(picked.chunk, static_cast<float>(picked.rest), value,
-                       [&](int i) { return logit_weight(value(i), max, scale); });
+  LaneMasses masses;
+  masses.fill(n, [&](int c) {
+    const float2 stat = stat_of(c);
+    return stat.y * logit_weight(stat.x, max, scale);
   });
+  const Picked picked = masses.pick(u);
+  with_runs(picked.index,
+            [&](auto&& value, float) { token = pick_token(picked.index, picked.rest, max, scale, all_lanes, value, value_at); });
   return token;
 }
 
 /// `splits` blocks, one cluster, share a row; warp w of block b takes the chunks b * warps + w, and so on.
 template <class Traits>
-NVL_KERNEL void __launch_bounds__(Traits::threads, 1024 / Traits::threads)
+NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
     sample_plain_kernel(const __grid_constant__ SampleParams<typename Traits::Element> p, int splits) {
   using T = typename Traits::Element;
-  extern __shared__ float shared[];
+  extern __shared__ std::uint64_t shared_words[];
   const int n = num_chunks(p.vocab);
-  float* const maxima = shared;
-  float* const sums = shared + n;
+  ChunkStats chunks{.stats = reinterpret_cast<float2*>(shared_words + 1), .barrier = shared_words, .is_cluster = splits > 1};
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row_index = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
-  if (splits > 1) { arrive_in_cluster(); }
+  chunks.prepare(n, split == 0);
   wait_for_previous();
   let_next_start();
 
   const SamplingRow& options = p.rows[row_index];
-  const float temperature = options.temperature;
-  const float scale = logit_scale(temperature);
+  const bool is_greedy = options.temperature == 0.0f;
+  const float scale = logit_scale(options.temperature);
   const LogitRow<T> row = logit_row(p, row_index);
-  if (splits > 1) { wait_in_cluster(); }  // the first block runs, so its memory may be written
-  for (int c = split * Traits::warps + warp; c < n; c += splits * Traits::warps) {
-    LogitChunk<T> chunk;
-    chunk.load(row, c, lane);
-    const ChunkStat stat =
-        chunk_stat(chunk.max(), chunk.is_finite, temperature != 0.0f, scale, [&](int i) { return chunk.element(i); });
-    if (lane == 0) {
-      if (split == 0) {
-        maxima[c] = stat.max;
-        sums[c] = stat.sum;
-      } else {
-        store_in_first_block(maxima + c, stat.max);
-        store_in_first_block(sums + c, stat.sum);
-      }
-    }
-  }
-  if (splits > 1) {
-    arrive_in_cluster();
-    if (split != 0) { return; }
-    wait_in_cluster();
-  } else {
-    __syncthreads();
-  }
+  for_each_chunk(
+      row, split * Traits::warps + warp, splits * Traits::warps, n, [&] { chunks.wait_until_prepared(); },
+      [&](int c, const LogitChunk<T>& chunk) {
+        const ChunkStat stat =
+            chunk_stat(chunk.max(), chunk.is_finite(), !is_greedy, scale, [&](int i) { return chunk.element(i); });
+        if (lane == 0) { chunks.store(c, stat); }
+      });
+  if (split != 0) { return; }
+  double u = 0;
+  if (warp == 0 && !is_greedy) { u = uniform(options.seed, options.choice, options.output_index); }
+  chunks.wait_for_all();
   if (warp != 0) { return; }
 
-  const RowSummary summary = summarize_row(maxima, sums, n, scale);
+  bool is_finite = false;
+  const float2* const stats = chunks.stats;
+  const float max = row_max([&](int c) { return stats[c].x; }, n, is_finite);
   int token = 0;
-  if (summary.is_finite) {
-    token = pick_from_all(options, maxima, sums, n, summary.max, scale, [&](int c, auto&& f) {
-              LogitChunk<T, ChunkOrder::runs> chunk;
-              chunk.load(row, c, lane);
-              f([&](int i) { return chunk.element(i); });
-            }).id;
+  if (is_finite) {
+    token = pick_from_all(
+                is_greedy, u, [&](int c) { return stats[c]; }, n, max, scale,
+                [&](int picked, auto&& f) {
+                  LogitChunk<T, ChunkOrder::runs> runs;
+                  runs.load(row, picked, lane);
+                  f([&](int i) { return runs.element(i); }, runs.max());
+                },
+                [&](int id) { return row.at(id); })
+                .id;
   }
   if (lane == 0) {
     p.tokens[row_index] = token;
-    p.results[row_index] = {token, 0.0f, summary.is_finite ? 1 : 0, 0};
+    p.results[row_index] = {token, 0.0f, is_finite ? 1 : 0, 0};
   }
 }
 
@@ -201,8 +250,9 @@ struct GeneralMemory {
     };
     const auto n = static_cast<std::size_t>(num_chunks);
     take(work.shared, 1);
+    take(work.mirror, 1);
     take(work.candidates, max_candidates);
-    take(work.bins, num_bins);
+    take(work.bins, num_value_bins);
     take(work.maxima, n);
     take(work.sums, n);
     take(work.group_max, n * 32);
@@ -231,13 +281,14 @@ __device__ inline std::uint32_t min_p_key(float max, float temperature, float mi
 /// The token of one row that top-k, top-p or min-p truncate, into shared.picked. `num_sorted` of the most likely tokens are in
 /// work.candidates, all of them if `is_all`; none if 0. By the whole block.
 template <int threads, class T>
-__device__ void draw_truncated(const RowWork<T>& work, const SamplingRow& options, int num_sorted, bool is_all) {
+__device__ __noinline__ void draw_truncated(const RowWork<T>* mirror, const SamplingRow& options, int num_sorted, bool is_all) {
+  const RowWork<T> work = RowWork<T>::of(mirror);
   RowShared& shared = *work.shared;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const float max = shared.summary.max;
   const bool has_top_k = options.top_k > 0 && options.top_k < work.row.vocab;
   const bool has_top_p = options.top_p < 1.0f;
-  const double u = uniform(options.seed, options.choice, options.output_index);
+  const double u = shared.uniform;
   const std::uint32_t min_key = options.min_p > 0.0f ? min_p_key(max, options.temperature, options.min_p) : lowest_key;
 
   if (num_sorted > 0) {
@@ -280,8 +331,8 @@ __device__ void draw_truncated(const RowWork<T>& work, const SamplingRow& option
       sort_block<threads>(work.candidates, kept);
       if (thread < 32) {
         const auto logit = [&](int i) { return __uint_as_float(static_cast<std::uint32_t>(work.candidates[i])); };
-        const PickedChunk picked = pick_chunk(u, kept, [&](int i) { return double{logit_weight(logit(i), max, work.scale)}; });
-        if (lane == 0) { shared.picked = {static_cast<int>(work.candidates[picked.chunk] >> 32), logit(picked.chunk)}; }
+        const int picked = pick_item(u, kept, [&](int i) { return logit_weight(logit(i), max, work.scale); });
+        if (lane == 0) { shared.picked = {static_cast<int>(work.candidates[picked] >> 32), logit(picked)}; }
       }
       __syncthreads();
       return;
@@ -292,9 +343,10 @@ __device__ void draw_truncated(const RowWork<T>& work, const SamplingRow& option
   LogitCut cut{lowest_key, all_ties};
   double total = shared.summary.total;
   if (has_top_k) {
-    cut = find_cut<threads, false>(work, double(options.top_k), lowest_key, max_key);
+    cut = find_cut<threads, false>(work, double(options.top_k),
+                                   bound_from_groups<threads>(work, static_cast<std::uint32_t>(options.top_k)), max_key);
     if (has_top_p) {
-      weigh_chunks<threads>(work, cut, work.sums);
+      weigh_chunks<threads>(work.mirror, cut, work.sums);
       const double tie_weight = logit_weight(logit_of_key(cut.key), max, work.scale);
       double own = 0;
       for (int c = thread; c < num_chunks(work.row.vocab); c += threads) {
@@ -312,7 +364,21 @@ __device__ void draw_truncated(const RowWork<T>& work, const SamplingRow& option
     if (by_mass.key > cut.key || by_mass.ties < cut.ties) { cut = by_mass; }
   }
   if (min_key > cut.key) { cut = {min_key, all_ties}; }
-  draw_above_cut<threads>(work, cut, u);
+  draw_above_cut<threads>(work.mirror, cut, u);
+}
+
+/// The token of a row that nothing truncates, into shared.picked. By one warp.
+template <class T>
+__device__ __noinline__ void pick_untruncated(const RowWork<T>* mirror, bool is_greedy) {
+  const RowWork<T> work = RowWork<T>::of(mirror);
+  const PickedToken picked = pick_from_all(
+      is_greedy, work.shared->uniform, [&](int c) { return make_float2(work.maxima[c], work.sums[c]); },
+      num_chunks(work.row.vocab), work.shared->summary.max, work.scale,
+      [&](int chunk, auto&& f) {
+        with_chunk<ChunkOrder::runs>(work.row, work.adjust, chunk, [&](auto&& value, float max, bool) { f(value, max); });
+      },
+      [&](int id) { return logit_at(work.row, work.adjust, id); });
+  if (threadIdx.x % 32 == 0) { work.shared->picked = picked; }
 }
 
 template <class T>
@@ -362,19 +428,21 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
       work.adjust = build_adjustments<threads>(work.row, options, lists, memory.adjust);
     }
 
-    for (int c = warp; c < n; c += Traits::warps) {
-      with_chunk<ChunkOrder::vectors>(work.row, work.adjust, c, [&](auto&& value, float lane_max, bool is_finite) {
-        const ChunkStat stat = chunk_stat(lane_max, is_finite, !is_greedy || wants_logprobs, work.scale, value);
-        work.group_max[c * 32 + lane] = lane_max;
-        if (lane == 0) {
-          work.maxima[c] = stat.max;
-          work.sums[c] = stat.sum;
-        }
-      });
+    if (thread == 0) { *work.mirror = work; }
+    __syncthreads();
+    if (thread == threads - 1 && !is_greedy) { shared.uniform = uniform(options.seed, options.choice, options.output_index); }
+    if (work.adjust.any()) {
+      scan_adjusted_row<Traits::warps>(work.mirror, !is_greedy || wants_logprobs);
+    } else {
+      scan_row<Traits::warps>(work.mirror, !is_greedy || wants_logprobs);
     }
     __syncthreads();
     if (warp == 0) {
-      const RowSummary summary = summarize_row(work.maxima, work.sums, n, work.scale);
+      RowSummary summary{};
+      summary.max = row_max([&](int c) { return work.maxima[c]; }, n, summary.is_finite);
+      LaneMasses masses;
+      masses.fill(n, [&](int c) { return work.sums[c] * logit_weight(work.maxima[c], summary.max, work.scale); });
+      summary.total = warp_total(double{masses.sum()});
       if (lane == 0) { shared.summary = summary; }
     }
     __syncthreads();
@@ -394,12 +462,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
       return static_cast<float>(fmax((double{x} - double{summary.max}) * inverse - log_total, double{lowest_logit}));
     };
 
-    if (!truncates && warp == 0) {
-      const PickedToken picked = pick_from_all(options, work.maxima, work.sums, n, summary.max, work.scale, [&](int c, auto&& f) {
-        with_chunk<ChunkOrder::runs>(work.row, work.adjust, c, [&](auto&& value, float, bool) { f(value); });
-      });
-      if (lane == 0) { shared.picked = picked; }
-    }
+    if (!truncates && warp == 0) { pick_untruncated(work.mirror, is_greedy); }
     // The most likely tokens in order, as many as the log-probabilities and the truncation ask for.
     const int num_top = min(max(options.num_logprobs, 0), p.max_top_logprobs);
     const bool has_top_k = options.top_k > 0 && options.top_k < p.vocab;
@@ -410,7 +473,9 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
       wanted = max(wanted, has_top_k ? options.top_k : nucleus_guess);
     }
     bool is_all = false;
-    const int num_sorted = wanted > 0 ? sort_most_likely<threads>(work, wanted, is_all) : 0;
+    const bool only_for_top_p = draws_from_sorted && !has_top_k && num_top == 0;
+    const double least_mass = only_for_top_p ? summary.total * double{options.top_p} : 0.0;
+    const int num_sorted = wanted > 0 ? sort_most_likely<threads>(work, wanted, least_mass, is_all) : 0;
     const int num_written = min(num_top, num_sorted);
     for (int i = thread; i < num_written; i += threads) {
       const std::uint64_t c = work.candidates[i];
@@ -418,7 +483,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
                                                                                        logprob(candidate_logit(c))};
     }
     __syncthreads();
-    if (truncates) { draw_truncated<threads>(work, options, draws_from_sorted ? num_sorted : 0, is_all); }
+    if (truncates) { draw_truncated<threads>(work.mirror, options, draws_from_sorted ? num_sorted : 0, is_all); }
     if (thread == 0) {
       const PickedToken picked = shared.picked;
       p.tokens[row_index] = picked.id;
@@ -430,9 +495,28 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
 
 #endif
 
+/// How many clusters of such a launch run at once.
+template <class Kernel>
+int max_active_clusters(const LaunchConfig& config, Kernel kernel) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = config.cluster_size;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t c{};
+  c.gridDim = config.grid;
+  c.blockDim = config.block;
+  c.dynamicSmemBytes = config.shared_bytes;
+  c.attrs = &attribute;
+  c.numAttrs = 1;
+  int count = 0;
+  NVL_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel, &c));
+  return count;
+}
+
 template <class T>
 void check_sample_params(const SampleParams<T>& p) {
-  NVL_EXPECTS(p.vocab > 0, "sampling vocab", p.vocab, "positive");
+  NVL_EXPECTS(p.vocab > 0 && p.vocab <= max_sampled_vocab, "sampling vocab", p.vocab,
+              "1 to " + std::to_string(max_sampled_vocab));
   NVL_EXPECTS(p.num_rows >= 0, "sampling num_rows", p.num_rows, "at least 0");
   NVL_EXPECTS(p.row_stride >= p.vocab, "sampling row_stride", p.row_stride, "at least vocab");
   NVL_EXPECTS(p.max_top_logprobs >= 0 && (p.max_top_logprobs == 0 || p.top_logprobs != nullptr), "sampling max_top_logprobs",
@@ -440,9 +524,6 @@ void check_sample_params(const SampleParams<T>& p) {
 }
 
 }  // namespace detail
-
-/// [logits] of the longest row that the general kernel takes.
-inline constexpr int max_sampled_vocab = 1 << 18;
 
 /// [bytes] of SampleParams::workspace for steps of at most `max_rows` rows.
 constexpr std::size_t sampling_workspace_bytes(int max_rows, int vocab) {
@@ -457,10 +538,9 @@ constexpr std::size_t sampling_workspace_bytes(int max_rows, int vocab) {
 template <class Traits>
 void launch_sample_general(const SampleParams<typename Traits::Element>& p, cudaStream_t stream) {
   detail::check_sample_params(p);
-  NVL_EXPECTS(p.vocab <= max_sampled_vocab, "sampling vocab", p.vocab, "at most " + std::to_string(max_sampled_vocab));
   NVL_EXPECTS(p.max_top_logprobs <= detail::max_sorted_wanted, "sampling max_top_logprobs", p.max_top_logprobs,
               "at most " + std::to_string(detail::max_sorted_wanted));
-  NVL_EXPECTS(p.num_rows == 0 || p.workspace != nullptr, "sampling workspace", "null", "sampling_workspace_bytes() of memory");
+  NVL_EXPECTS(p.num_rows == 0 || p.workspace != nullptr, "bytes of sampling workspace", 0, "sampling_workspace_bytes()");
   if (p.num_rows == 0) { return; }
   int device = 0, max_shared = 0;
   NVL_CUDA_CHECK(cudaGetDevice(&device));
@@ -480,7 +560,8 @@ void launch_sample_general(const SampleParams<typename Traits::Element>& p, cuda
   NVL_CUDA_CHECK(detail::launch(config, detail::sample_general_kernel<Traits>, p, capacity));
 }
 
-/// Samples rows of which needs_general_sampling() is false; of other rows only temperature, seed, choice and output_index count.
+/// Samples rows of which needs_general_sampling() is false; of other rows only temperature, seed, choice and
+/// output_index count.
 /// Checks, configures, launches. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class Traits>
@@ -489,23 +570,23 @@ void launch_sample_plain(const SampleParams<typename Traits::Element>& p, cudaSt
   if (p.num_rows == 0) { return; }
   const auto kernel = detail::sample_plain_kernel<Traits>;
   const int n = detail::num_chunks(p.vocab);
-  // As many blocks a row as fill the GPU twice, if the code in use can run clusters.
-  int device = 0, num_sms = 0;
-  NVL_CUDA_CHECK(cudaGetDevice(&device));
-  NVL_CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
+  // As many blocks a row as run all at once, if the code in use can run clusters.
   cudaFuncAttributes attributes{};
   NVL_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-  int splits = 1;
-  while (attributes.binaryVersion >= 90 && splits * 2 <= Traits::max_splits && p.num_rows * splits * 2 <= 2 * num_sms &&
-         splits * Traits::warps < n) {
-    splits *= 2;
+  int splits = attributes.binaryVersion >= 90 ? Traits::max_splits : 1;
+  const auto config_of = [&](int blocks) {
+    return detail::LaunchConfig{.grid = dim3(static_cast<unsigned>(p.num_rows * blocks)),
+                                .block = dim3(Traits::threads),
+                                .shared_bytes = (static_cast<std::size_t>(n) + 1) * sizeof(std::uint64_t),
+                                .stream = stream,
+                                .cluster_size = static_cast<unsigned>(blocks),
+                                .overlap_previous = p.overlap_previous};
+  };
+  while (splits > 1 &&
+         ((splits / 2) * Traits::warps >= n || detail::max_active_clusters(config_of(splits), kernel) < p.num_rows)) {
+    splits /= 2;
   }
-  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(p.num_rows * splits)),
-                                    .block = dim3(Traits::threads),
-                                    .shared_bytes = static_cast<std::size_t>(n) * 2 * sizeof(float),
-                                    .stream = stream,
-                                    .cluster_size = static_cast<unsigned>(splits),
-                                    .overlap_previous = p.overlap_previous};
+  const detail::LaunchConfig config = config_of(splits);
   NVL_CUDA_CHECK(detail::launch(config, kernel, p, splits));
 }
 

@@ -21,7 +21,8 @@ struct SampledRow {
   std::int32_t num_top_logprobs = 0;  // how many of the row's TokenLogprob are valid, most likely first
 };
 
-/// One block of memory: SampledRow[max_rows], then TokenLogprob[max_rows, max_top_logprobs]. Copying the first `bytes(rows, false)`
+/// One block of memory: SampledRow[max_rows], then TokenLogprob[max_rows, max_top_logprobs]. Copying the first
+/// `bytes(rows, false)`
 /// of it brings the tokens alone.
 struct SamplingResultLayout {
   int max_rows = 0;

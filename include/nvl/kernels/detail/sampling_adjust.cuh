@@ -1,7 +1,8 @@
 #pragma once
 /// Bias, penalties and bans of one row: the few logits they change, found by id while the row is streamed.
 ///
-/// A bit a token marks the changed logits; the set bits before an id number its value. So a row costs a bit and a half a token in
+/// A bit a token marks the changed logits; the set bits before an id number its value. So a row costs a bit and a half
+/// a token in
 /// shared memory and a float for each changed token, whatever the length of the history, and nothing is written to the logits.
 
 #include <nvl/core/config.hpp>
@@ -51,10 +52,11 @@ struct RowAdjustments {
   __device__ std::uint32_t mask(int id, int count) const {
     return (bits[id / 32] >> (id % 32)) & (count == 32 ? all_lanes : (1u << count) - 1u);
   }
-  __device__ float value(int id) const {
-    const std::uint32_t below = bits[id / 32] & ((1u << (id % 32)) - 1u);
-    return values[ranks[id / 32] + static_cast<std::uint32_t>(__popc(below))];
+  /// Changed tokens below `id`: the index of its value.
+  __device__ std::uint32_t rank(int id) const {
+    return ranks[id / 32] + static_cast<std::uint32_t>(__popc(bits[id / 32] & ((1u << (id % 32)) - 1u)));
   }
+  __device__ float value(int id) const { return values[rank(id)]; }
 };
 
 /// Calls `f(value, max, is_finite)` with this lane's logits of a chunk after adjustment: `value(i)`, their largest, and whether
@@ -65,30 +67,34 @@ __device__ __forceinline__ void with_chunk(const LogitRow<T>& row, const RowAdju
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Chunk c;
   c.load(row, chunk, lane);
+  float x[lane_logits];
+#pragma unroll
+  for (int i = 0; i < lane_logits; ++i) { x[i] = c.element(i); }
   if (adjust.any()) {
-    const int begin = chunk * chunk_logits;
-    std::uint32_t changed = 0;
-    if constexpr (order == ChunkOrder::runs) {
-      changed = adjust.mask(begin + lane * lane_logits, lane_logits);
-    } else {
+    constexpr int run = order == ChunkOrder::runs ? lane_logits : Chunk::vec;  // of consecutive ids: their values are neighbours
 #pragma unroll
-      for (int i = 0; i < lane_logits; i += Chunk::vec) {
-        changed |= adjust.mask(begin + Chunk::offset_of(lane, i), Chunk::vec) << i;
-      }
-    }
-    if (__any_sync(all_lanes, changed != 0)) {
-      float x[lane_logits];
-      float max = minus_infinity();
+    for (int i = 0; i < lane_logits; i += run) {
+      const int id = chunk * chunk_logits + Chunk::offset_of(lane, i);
+      const std::uint32_t changed = adjust.mask(id, run);
+      if (changed != 0) {
+        const float* values = adjust.values + adjust.rank(id);
 #pragma unroll
-      for (int i = 0; i < lane_logits; ++i) {
-        x[i] = (changed >> i & 1) != 0 ? adjust.value(begin + Chunk::offset_of(lane, i)) : c.element(i);
-        max = fmaxf(max, x[i]);
+        for (int e = 0; e < run; ++e) {
+          if ((changed >> e & 1) != 0) { x[i + e] = *values++; }
+        }
       }
-      f([&](int i) { return x[i]; }, max, c.is_finite);
-      return;
     }
   }
-  f([&](int i) { return c.element(i); }, c.max(), c.is_finite);
+  float max[4] = {x[0], x[1], x[2], x[3]};
+#pragma unroll
+  for (int i = 4; i < lane_logits; ++i) { max[i % 4] = fmaxf(max[i % 4], x[i]); }
+  f([&](int i) { return x[i]; }, fmaxf(fmaxf(max[0], max[1]), fmaxf(max[2], max[3])), c.is_finite());
+}
+
+/// Logit `id` after adjustment.
+template <class T>
+__device__ __forceinline__ float logit_at(const LogitRow<T>& row, const RowAdjustments& adjust, int id) {
+  return adjust.any() && adjust.mask(id, 1) != 0 ? adjust.value(id) : row.at(id);
 }
 
 /// What a row's request names, in device memory.
@@ -113,8 +119,8 @@ struct AdjustMemory {
 
 /// By the whole block. What it returns may be used after it without another barrier.
 template <int threads, class T>
-__device__ RowAdjustments build_adjustments(const LogitRow<T>& row, const SamplingRow& options, const RowLists& lists,
-                                            const AdjustMemory& memory) {
+__device__ __noinline__ RowAdjustments build_adjustments(LogitRow<T> row, const SamplingRow& options, RowLists lists,
+                                                         AdjustMemory memory) {
   constexpr std::uint32_t in_history = 1, has_bias = 2, is_banned = 4, one_output = 8;  // of a token's marks
   const int thread = static_cast<int>(threadIdx.x);
   const int num_words = num_chunks(row.vocab) * chunk_bit_words;
@@ -150,14 +156,11 @@ __device__ RowAdjustments build_adjustments(const LogitRow<T>& row, const Sampli
   for (std::uint32_t i = static_cast<std::uint32_t>(thread); i < num_changed; i += threads) { marks[i] = 0; }
   __syncthreads();
   const RowAdjustments adjust{memory.bits, memory.ranks, values};
-  const auto rank_of = [&](int id) {
-    return memory.ranks[id / 32] + static_cast<std::uint32_t>(__popc(memory.bits[id / 32] & ((1u << (id % 32)) - 1u)));
-  };
   for_each_id([&](TokenId id, std::uint32_t mark) {
     if (mark == one_output) {
-      atomicAdd(marks + rank_of(id), one_output);
+      atomicAdd(marks + adjust.rank(id), one_output);
     } else {
-      atomicOr(marks + rank_of(id), mark);
+      atomicOr(marks + adjust.rank(id), mark);
     }
   });
   __syncthreads();

@@ -22,6 +22,7 @@ inline constexpr float lowest_logit = -3.402823466e38f;   // the least finite fl
 inline constexpr std::uint32_t no_key = 0x007fffffu;      // logit_key(-infinity)
 inline constexpr std::uint32_t lowest_key = 0x00800000u;  // logit_key(lowest_logit)
 inline constexpr std::uint32_t all_lanes = 0xffffffffu;
+inline constexpr int max_chunks_per_lane = 9;   // of the warp that finishes a row
 inline constexpr int max_general_blocks = 132;  // of the general kernel: each takes one row at a time
 
 NVL_HOST_DEVICE constexpr int num_chunks(int vocab) { return (vocab + chunk_logits - 1) / chunk_logits; }
@@ -46,7 +47,8 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-/// Weight of a logit relative to that of `reference`: the one definition that every path uses. `scale` is log2(e) / temperature.
+/// Weight of a logit relative to that of `reference`: the one definition that every path uses. `scale` is log2(e) /
+/// temperature.
 __device__ __forceinline__ float logit_weight(float x, float reference, float scale) {
   return exp2_approx(__fmul_rn(__fsub_rn(x, reference), scale));
 }
@@ -72,6 +74,14 @@ struct LogitWord {
     return word(__hfma2(pair(w), pair(0u), pair(sum)));
   }
   __device__ static bool is_zero(std::uint32_t sum) { return (sum & 0x7fff7fffu) == 0; }
+  /// Of the largest number that is not above `x`.
+  __device__ static std::uint32_t bits_below(float x) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return __bfloat16_as_ushort(__float2bfloat16_rd(x));
+    } else {
+      return __half_as_ushort(__float2half_rd(x));
+    }
+  }
   static constexpr std::uint32_t infinity_bits = std::is_same_v<T, bf16> ? 0xff80u : 0xfc00u;  // minus
 };
 template <>
@@ -94,7 +104,39 @@ struct LogitRow {
   const T* logits;  // [vocab]
   int vocab;
   bool is_aligned;  // to 16 bytes
+
+#if defined(__CUDACC__)
+  /// -infinity past the end.
+  __device__ __forceinline__ float at(int id) const { return id < vocab ? to_float(logits[id]) : minus_infinity(); }
+#endif
 };
+
+/// 16 bytes of a row that no vector access fits, or that the row ends in. Past the end they are -infinity.
+template <class T>
+struct CarefulVector {
+  uint4 words;
+  bool is_finite;  // all that are not past the end
+};
+template <class T>
+__device__ __noinline__ CarefulVector<T> load_carefully(LogitRow<T> row, int begin) {
+  using Word = LogitWord<T>;
+  std::uint32_t words[4] = {0, 0, 0, 0};
+  bool is_finite = true;
+#pragma unroll
+  for (int i = 0; i < vec_elements<T>; ++i) {
+    std::uint32_t bits = Word::infinity_bits;
+    if (begin + i < row.vocab) {
+      if constexpr (std::is_same_v<T, float>) {
+        bits = __float_as_uint(row.logits[begin + i]);
+      } else {
+        bits = row.logits[begin + i].bits;
+      }
+      is_finite = is_finite && Word::is_zero(Word::probe(bits, 0u));
+    }
+    words[i / Word::elements] |= bits << (16 * (i % Word::elements));
+  }
+  return {make_uint4(words[0], words[1], words[2], words[3]), is_finite};
+}
 
 /// How a chunk is spread over the lanes of a warp: by vectors, so that a warp reads consecutive bytes, or in runs, so that lane
 /// order is the order of ids.
@@ -107,32 +149,53 @@ struct LogitChunk {
   static constexpr int vec = vec_elements<T>;  // [elements] of a 16-byte access
   static constexpr int num_words = lane_logits / Word::elements;
   std::uint32_t words[num_words];
-  bool is_finite;  // all of this lane's
+  bool is_whole;         // loaded by vectors
+  bool ends_are_finite;  // if not whole: all of this lane's logits
 
   /// Id of the lane's element `i` relative to the chunk.
   __device__ static int offset_of(int lane, int i) {
     return order == ChunkOrder::runs ? lane * lane_logits + i : (i / vec * 32 + lane) * vec + i % vec;
   }
-  __device__ float element(int i) const { return Word::element(words[i / Word::elements], i % Word::elements); }
+  __device__ __forceinline__ float element(int i) const { return Word::element(words[i / Word::elements], i % Word::elements); }
 
+  /// A chunk that lies in an aligned row as a whole.
+  __device__ __forceinline__ void load_whole(const LogitRow<T>& row, int chunk, int lane) {
+    is_whole = true;
+#pragma unroll
+    for (int v = 0; v < lane_logits / vec; ++v) {
+      const uint4 q = *reinterpret_cast<const uint4*>(row.logits + chunk * chunk_logits + offset_of(lane, v * vec));
+      words[4 * v] = q.x;
+      words[4 * v + 1] = q.y;
+      words[4 * v + 2] = q.z;
+      words[4 * v + 3] = q.w;
+    }
+  }
   __device__ __forceinline__ void load(const LogitRow<T>& row, int chunk, int lane) {
     const int begin = chunk * chunk_logits;
     if (row.is_aligned && begin + chunk_logits <= row.vocab) {
+      load_whole(row, chunk, lane);
+    } else {
+      is_whole = false;
+      ends_are_finite = true;
 #pragma unroll
       for (int v = 0; v < lane_logits / vec; ++v) {
-        const uint4 q = *reinterpret_cast<const uint4*>(row.logits + begin + offset_of(lane, v * vec));
-        words[4 * v] = q.x;
-        words[4 * v + 1] = q.y;
-        words[4 * v + 2] = q.z;
-        words[4 * v + 3] = q.w;
+        const CarefulVector<T> q = load_carefully(row, begin + offset_of(lane, v * vec));
+        words[4 * v] = q.words.x;
+        words[4 * v + 1] = q.words.y;
+        words[4 * v + 2] = q.words.z;
+        words[4 * v + 3] = q.words.w;
+        ends_are_finite = ends_are_finite && q.is_finite;
       }
-      std::uint32_t probes[2] = {0, 0};
-#pragma unroll
-      for (int w = 0; w < num_words; ++w) { probes[w % 2] = Word::probe(words[w], probes[w % 2]); }
-      is_finite = Word::is_zero(probes[0]) && Word::is_zero(probes[1]);
-    } else {
-      load_carefully(row, begin, lane);
     }
+  }
+
+  /// Whether all of this lane's logits are finite.
+  __device__ __forceinline__ bool is_finite() const {
+    if (!is_whole) { return ends_are_finite; }
+    std::uint32_t probes[2] = {0, 0};
+#pragma unroll
+    for (int w = 0; w < num_words; ++w) { probes[w % 2] = Word::probe(words[w], probes[w % 2]); }
+    return Word::is_zero(probes[0]) && Word::is_zero(probes[1]);
   }
 
   __device__ __forceinline__ float max() const {
@@ -141,31 +204,6 @@ struct LogitChunk {
     for (int w = 2; w < num_words; ++w) { m[w % 2] = Word::max(m[w % 2], words[w]); }
     const std::uint32_t both = Word::max(m[0], m[1]);
     return Word::elements == 1 ? Word::element(both, 0) : fmaxf(Word::element(both, 0), Word::element(both, 1));
-  }
-
- private:
-  /// Element by element: rows that no vector access fits, and the chunk that the row ends in.
-  __device__ __forceinline__ void load_carefully(const LogitRow<T>& row, int begin, int lane) {
-    is_finite = true;
-#pragma unroll
-    for (int w = 0; w < num_words; ++w) {
-      std::uint32_t word = 0;
-#pragma unroll
-      for (int e = 0; e < Word::elements; ++e) {
-        const int id = begin + offset_of(lane, w * Word::elements + e);
-        std::uint32_t bits = Word::infinity_bits;
-        if (id < row.vocab) {
-          if constexpr (std::is_same_v<T, float>) {
-            bits = __float_as_uint(row.logits[id]);
-          } else {
-            bits = row.logits[id].bits;
-          }
-          is_finite = is_finite && Word::is_zero(Word::probe(bits, 0u));
-        }
-        word |= bits << (16 * e);
-      }
-      words[w] = word;
-    }
   }
 };
 
@@ -196,29 +234,34 @@ __device__ __forceinline__ ChunkStat chunk_stat(float lane_max, bool is_finite, 
   return {all_finite ? max : __uint_as_float(0x7fffffffu), sum};
 }
 
-/// What the chunks of a row amount to.
-struct RowSummary {
-  float max;
-  bool is_finite;  // false also if all are banned
-  double total;    // weight of all tokens relative to `max`
-};
-
-/// By one warp. `maxima`, `sums`: [n] in shared memory.
-__device__ __forceinline__ RowSummary summarize_row(const float* maxima, const float* sums, int n, float scale) {
+/// Calls `f(c, chunk)` for the chunks c = first, first + stride, … below n. Where registers allow it, the next chunk
+/// is under way
+/// while `f` works on one. `before_first()` is called when the first is under way. All lanes of the warp call it.
+template <class T, class BeforeFirst, class F>
+__device__ __forceinline__ void for_each_chunk(const LogitRow<T>& row, int first, int stride, int n, BeforeFirst&& before_first,
+                                               F&& f) {
+  constexpr bool loads_ahead = sizeof(T) == 2;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float max = minus_infinity();
-  bool is_finite = true;
-  for (int c = lane; c < n; c += 32) {
-    const float m = maxima[c];
-    is_finite = is_finite && m == m;
-    max = fmaxf(max, m);
+  const int num_whole = row.is_aligned ? row.vocab / chunk_logits : 0;
+  LogitChunk<T> chunk;
+  if (first < num_whole) { chunk.load_whole(row, first, lane); }
+  before_first();
+  int c = first;
+  for (; c < num_whole; c += stride) {
+    const int next = c + stride;
+    LogitChunk<T> ahead;
+    if (loads_ahead && next < num_whole) { ahead.load_whole(row, next, lane); }
+    f(c, chunk);
+    if constexpr (loads_ahead) {
+      chunk = ahead;
+    } else if (next < num_whole) {
+      chunk.load_whole(row, next, lane);
+    }
   }
-  max = warp_max_logit(max);
-  double total = 0;
-  for (int c = lane; c < n; c += 32) { total += double{sums[c]} * double{logit_weight(maxima[c], max, scale)}; }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) { total += __shfl_xor_sync(all_lanes, total, offset); }
-  return {max, __all_sync(all_lanes, is_finite) != 0 && max > minus_infinity(), total};
+  for (; c < n; c += stride) {
+    chunk.load(row, c, lane);
+    f(c, chunk);
+  }
 }
 
 /// Sum over the lanes up to and including this one.
@@ -241,36 +284,75 @@ __device__ __forceinline__ int lane_at(Number target, Number inclusive, Number o
   return reached != 0 ? __ffs(static_cast<int>(reached)) - 1 : 31 - __clz(static_cast<int>(positive | 1u));
 }
 
-struct PickedChunk {
-  int chunk;
-  double rest;   // what is left of the target inside the chunk
-  double total;  // of all masses
+struct Picked {
+  int index;
+  float rest;  // what is left of the target inside it
 };
 
-/// The chunk at which the cumulated mass exceeds the fraction `u` of all. By one warp; `mass(c)` for c in [0, n).
-template <class Mass>
-__device__ __forceinline__ PickedChunk pick_chunk(double u, int n, Mass&& mass) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int per_lane = (n + 31) / 32;
-  const int begin = min(lane * per_lane, n), end = min(begin + per_lane, n);
-  double own = 0;
-  for (int c = begin; c < end; ++c) { own += mass(c); }
-  const double inclusive = warp_prefix_sum(own);
-  const double total = __shfl_sync(all_lanes, inclusive, 31);
-  const double target = u * total;
-  const int source = lane_at(target, inclusive, own);
-  double rest = fmax(target - (inclusive - own), 0.0), left = rest;
-  int chunk = begin;
-  for (int c = begin; c < end; ++c) {
-    const double m = mass(c);
-    if (m > 0) {  // rounding must not lead into chunks without mass
-      chunk = c;
-      left = rest;
-      if (rest < m) { break; }
-      rest -= m;
-    }
+/// A lane's share of a row's chunks, consecutive ones, in registers so that one warp is done with them fast.
+struct LaneMasses {
+  float mass[max_chunks_per_lane];
+  int begin;
+
+  /// `mass_of(c)` for c in [0, n).
+  template <class MassOf>
+  __device__ __forceinline__ void fill(int n, MassOf&& mass_of) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, per_lane = (n + 31) / 32;
+    begin = lane * per_lane;
+#pragma unroll
+    for (int i = 0; i < max_chunks_per_lane; ++i) { mass[i] = i < per_lane && begin + i < n ? mass_of(begin + i) : 0.0f; }
   }
-  return {__shfl_sync(all_lanes, chunk, source), __shfl_sync(all_lanes, left, source), total};
+  __device__ __forceinline__ float sum() const {
+    float x = 0.0f;
+#pragma unroll
+    for (int i = 0; i < max_chunks_per_lane; ++i) { x += mass[i]; }
+    return x;
+  }
+  /// The chunk at which the cumulated mass exceeds the fraction `u` of all.
+  __device__ __forceinline__ Picked pick(double u) const {
+    const double own = sum();
+    const double inclusive = warp_prefix_sum(own);
+    const double target = u * __shfl_sync(all_lanes, inclusive, 31);
+    const int source = lane_at(target, inclusive, own);
+    auto rest = static_cast<float>(fmax(target - (inclusive - own), 0.0));
+    float left = rest;
+    int index = begin;
+    bool is_past = false;
+#pragma unroll
+    for (int i = 0; i < max_chunks_per_lane; ++i) {
+      if (!is_past && mass[i] > 0.0f) {  // rounding must not lead into chunks without mass
+        index = begin + i;
+        left = rest;
+        is_past = rest < mass[i];
+        rest -= mass[i];
+      }
+    }
+    return {__shfl_sync(all_lanes, index, source), __shfl_sync(all_lanes, left, source)};
+  }
+};
+
+/// What the chunks of a row amount to.
+struct RowSummary {
+  float max;
+  bool is_finite;  // false also if all are banned
+  double total;    // weight of all tokens relative to `max`
+};
+
+/// Largest of `max_of(c)`, c in [0, n), and whether all are finite and the row is not all banned. By one warp.
+template <class MaxOf>
+__device__ __forceinline__ float row_max(MaxOf&& max_of, int n, bool& is_finite) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float max = minus_infinity();
+  bool is_number = true;
+#pragma unroll
+  for (int i = 0; i < max_chunks_per_lane; ++i) {
+    const float m = i * 32 + lane < n ? max_of(i * 32 + lane) : minus_infinity();
+    is_number = is_number && m == m;
+    max = fmaxf(max, m);
+  }
+  max = warp_max_logit(max);
+  is_finite = __all_sync(all_lanes, is_number) != 0 && max > minus_infinity();
+  return max;
 }
 
 struct PickedToken {
@@ -278,57 +360,47 @@ struct PickedToken {
   float logit;
 };
 
-/// The token of a chunk at which the cumulated weight exceeds `target`. By one warp; `value(i)`: logit of token
-/// `chunk * chunk_logits + lane * lane_logits + i`, `weight(i)`: its weight, 0 for what was cut off.
-template <class Value, class Weight>
-__device__ __forceinline__ PickedToken pick_token(int chunk, float target, Value&& value, Weight&& weight) {
-  float own = 0.0f;
+/// The token of a chunk at which the cumulated weight exceeds `target`. By one warp. `value(i)`: logit of token
+/// `chunk * chunk_logits + lane * lane_logits + i`; `kept`: a bit for each, 0 for what was cut off; `value_at(id)`: any logit.
+template <class Value, class ValueAt>
+__device__ __forceinline__ PickedToken pick_token(int chunk, float target, float max, float scale, std::uint32_t kept,
+                                                  Value&& value, ValueAt&& value_at) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-  for (int i = 0; i < lane_logits; ++i) { own += weight(i); }
-  const float inclusive = warp_prefix_sum(own);
+  for (int i = 0; i < lane_logits; ++i) { sums[i % 4] += (kept >> i & 1) != 0 ? logit_weight(value(i), max, scale) : 0.0f; }
+  const float own = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float inclusive = warp_prefix_sum(own);
   const int source = lane_at(target, inclusive, own);
-  float cumulated = inclusive - own;
-  int found = -1;
-  bool is_past = false;
-  float logit = 0.0f;
-#pragma unroll
-  for (int i = 0; i < lane_logits; ++i) {
-    const float w = weight(i);
-    if (!is_past && w > 0.0f) {
-      found = i;
-      logit = value(i);
-      cumulated += w;
-      is_past = cumulated > target;
-    }
-  }
-  found = __shfl_sync(all_lanes, found, source);
-  return {chunk * chunk_logits + source * lane_logits + max(found, 0), __shfl_sync(all_lanes, logit, source)};
+  // The logits of that lane, one for each lane.
+  const int begin = chunk * chunk_logits + source * lane_logits;
+  const float logit = value_at(begin + lane);
+  const float weight = (__shfl_sync(all_lanes, kept, source) >> lane & 1) != 0 ? logit_weight(logit, max, scale) : 0.0f;
+  inclusive = __shfl_sync(all_lanes, inclusive - own, source) + warp_prefix_sum(weight);
+  const int place = lane_at(target, inclusive, weight);
+  return {begin + place, __shfl_sync(all_lanes, logit, place)};
 }
 
 /// The first chunk whose maximum is `max`. By one warp.
-__device__ __forceinline__ int first_chunk_with(const float* maxima, int n, float max) {
+template <class MaxOf>
+__device__ __forceinline__ int first_chunk_with(MaxOf&& max_of, int n, float max) {
   int chunk = n - 1;
-  for (int c = static_cast<int>(threadIdx.x) % 32; c < n; c += 32) {
-    if (maxima[c] == max) {
-      chunk = c;
-      break;
-    }
+#pragma unroll
+  for (int i = max_chunks_per_lane - 1; i >= 0; --i) {
+    const int c = i * 32 + static_cast<int>(threadIdx.x) % 32;
+    if (c < n && max_of(c) == max) { chunk = c; }
   }
   return static_cast<int>(__reduce_min_sync(all_lanes, static_cast<unsigned>(chunk)));
 }
 
 /// The first token of a chunk, in runs, whose logit is `max`. By one warp.
-template <class Value>
-__device__ __forceinline__ PickedToken pick_largest(int chunk, float max, Value&& value) {
-  int first = lane_logits;
-#pragma unroll
-  for (int i = lane_logits - 1; i >= 0; --i) {
-    if (value(i) == max) { first = i; }
-  }
-  const std::uint32_t lanes = __ballot_sync(all_lanes, first < lane_logits);
-  const int source = lanes != 0 ? __ffs(static_cast<int>(lanes)) - 1 : 0;
-  first = __shfl_sync(all_lanes, first, source);
-  return {chunk * chunk_logits + source * lane_logits + min(first, lane_logits - 1), max};
+template <class ValueAt>
+__device__ __forceinline__ PickedToken pick_largest(int chunk, float lane_max, float max, ValueAt&& value_at) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::uint32_t lanes = __ballot_sync(all_lanes, lane_max == max);
+  const int begin = chunk * chunk_logits + (lanes != 0 ? __ffs(static_cast<int>(lanes)) - 1 : 0) * lane_logits;
+  const std::uint32_t places = __ballot_sync(all_lanes, value_at(begin + lane) == max);
+  return {begin + (places != 0 ? __ffs(static_cast<int>(places)) - 1 : 0), max};
 }
 
 #endif
