@@ -30,15 +30,22 @@ namespace nvl::inline NVL_ABI {
 namespace kernels {
 
 /// How the split-KV kernel is built.
-template <int kColumnTiles = 1, int kWarps = 4, int kBlocksPerSm = 2>
+template <int kColumnTiles = 1, int kWarps = 4, int kBlocksPerSm = 2, int kCopyWarps = 4>
 struct PagedDecodeOptions {
   static constexpr int column_tiles = kColumnTiles;  // [8 columns] query tokens x heads of a group that share loads of K and V
-  static constexpr int warps = kWarps;               // that compute; one more copies
+  static constexpr int warps = kWarps;               // that compute
   static constexpr int blocks_per_sm = kBlocksPerSm;
+  static constexpr int copy_warps = kCopyWarps;  // each for its share of those that compute
 };
 
+/// The fastest measured on an H200. Tiles of wide heads are larger, so that fewer fit; two column tiles need the registers of two
+/// warps.
+template <int kHeadDim, int kColumnTiles = 1>
+using PagedDecodeDefaults =
+    PagedDecodeOptions<kColumnTiles, (kHeadDim > 128 ? 2 : 4), 2, (kHeadDim > 128 || kColumnTiles > 1 ? 2 : 4)>;
+
 /// Split-KV attention on tensor cores.
-template <class T, int kHeadDim, class Options = PagedDecodeOptions<>>
+template <class T, int kHeadDim, class Options = PagedDecodeDefaults<kHeadDim>>
 struct PagedDecodeTraits {
   using Element = T;
   static constexpr bool split_kv = true;
@@ -46,7 +53,8 @@ struct PagedDecodeTraits {
   static constexpr int column_tiles = Options::column_tiles;
   static constexpr int columns = column_tiles * 8;
   static constexpr int warps = Options::warps;
-  static constexpr int threads = (warps + 1) * 32;
+  static constexpr int copy_warps = Options::copy_warps;
+  static constexpr int threads = (warps + copy_warps) * 32;
   static constexpr int blocks_per_sm = Options::blocks_per_sm;
   static constexpr int tile_bytes = detail::paged_decode::RowLayout<kHeadDim>::bytes(detail::paged_decode::tile_tokens);
   static constexpr int stage_bytes = 2 * tile_bytes;
@@ -60,6 +68,7 @@ struct PagedDecodeTraits {
                 "nvl: PagedDecodeTraits are for bf16 and fp16; PagedDecodePlainTraits take every type");
   static_assert(kHeadDim % 16 == 0 && kHeadDim <= 256,
                 "nvl: PagedDecodeTraits need a head_dim that is a multiple of 16, at most 256");
+  static_assert(warps % copy_warps == 0, "nvl: PagedDecodeTraits need the same number of computing warps for each copying warp");
   static_assert(column_tiles == 1 || column_tiles == 2, "nvl: PagedDecodeTraits take 1 or 2 column tiles");
 };
 
@@ -70,7 +79,7 @@ struct PagedDecodePlainTraits {
   static constexpr bool split_kv = false;
 };
 
-/// S sequences, T rows of tokens. The plan reads fields marked (plan), the kernel of a layer those marked (layer), both the rest.
+/// S sequences, T rows of tokens. The plan reads fields marked (plan), a layer's kernel those marked (layer), both the rest.
 template <class T>
 struct PagedDecodeParams {
   T* out = nullptr;               // (layer) [T, num_q_heads, head_dim], device, contiguous
@@ -200,7 +209,7 @@ std::size_t paged_decode_workspace_bytes(const PagedDecodeParams<typename Traits
 
 #if defined(__CUDACC__)
 
-/// Cuts the work of a step over thread blocks. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
+/// Cuts the work of a step over thread blocks. Asynchronous on `stream`; allocates nothing; may be captured into a graph.
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class Traits>
 void launch_paged_decode_plan(const PagedDecodeParams<typename Traits::Element>& p, cudaStream_t stream) {
@@ -218,7 +227,7 @@ void launch_paged_decode_plan(const PagedDecodeParams<typename Traits::Element>&
   }
 }
 
-/// Attention of one layer, after the plan of the step. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
+/// Attention of one layer, after the plan of the step. Asynchronous on `stream`; allocates nothing; may be captured into a graph.
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class Traits>
 void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, cudaStream_t stream) {
@@ -245,10 +254,13 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
     args.batch = impl::batch_of(p, Traits::columns);
     impl::place_workspace<Traits>(p, static_cast<std::byte*>(p.workspace), args.workspace);
     constexpr int fixed = static_cast<int>(sizeof(impl::SharedStorage<Traits>));
-    const int per_block =
-        std::min(impl::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                 impl::device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / Traits::blocks_per_sm - 1024);
-    const int fits = (per_block - fixed) / (Traits::warps * Traits::stage_bytes);
+    constexpr int per_depth = Traits::warps * Traits::stage_bytes;
+    const int whole = impl::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    // 1 KiB of each thread block is the driver's. Thread blocks never wait for each other, so where a share is too small they
+    // may take turns.
+    const int share = impl::device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / Traits::blocks_per_sm - 1024;
+    const int per_block = share >= fixed + per_depth ? std::min(share, whole) : whole;
+    const int fits = (per_block - fixed) / per_depth;
     NVL_EXPECTS(fits > 0, "paged_decode shared memory of the device", per_block, "enough for a tile of each warp");
     args.depth = std::min({fits, p.max_depth, Traits::max_depth});
     args.depth_divisor = impl::Divisor(args.depth);
@@ -276,9 +288,8 @@ decltype(auto) with_paged_decode_traits(const PagedDecodeParams<T>& p, F&& f) {
   if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, fp16>) {
     const bool wide = detail::paged_decode::group_size(p) * p.max_query_len > 8;
     const auto with = [&]<int kDim>(std::integral_constant<int, kDim>) {
-      constexpr int warps = kDim > 128 ? 4 : 8;
-      return wide ? f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeOptions<2, warps>>>()
-                  : f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeOptions<1, warps>>>();
+      return wide ? f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeDefaults<kDim, 2>>>()
+                  : f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeDefaults<kDim, 1>>>();
     };
     if constexpr (kHeadDim == 0) {
       switch (p.layout.head_dim) {

@@ -423,7 +423,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
     }
   }
   __syncthreads();
-  if (threadIdx.x / 32 == Traits::warps) {
+  if (threadIdx.x / 32 >= Traits::warps) {
     Producer<Traits>{args, shared, stages}.run();
   } else {
     Consumer<Traits>{args, shared, stages}.run();

@@ -1,6 +1,7 @@
 #pragma once
-/// The copying warp of paged decode attention: it walks the tiles of its thread block, and a ring of places in shared memory for
-/// each computing warp stays full of tiles on their way, across the ends of pieces and sequences.
+/// The copying warps of paged decode attention: they walk the tiles of their thread block, and a ring of places in shared memory
+/// for each computing warp stays full of tiles on their way, across the ends of pieces and sequences. Every copying warp serves
+/// the same number of computing ones; the first also describes the pieces and copies their queries.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
@@ -36,7 +37,7 @@ struct KernelArgs {
   bool history_is_complete;
 };
 
-/// A run of tiles of one unit, from the copying warp to those that compute.
+/// A run of tiles of one unit, from the first copying warp to those that compute.
 struct Piece {
   std::int32_t num_tiles;  // 0: there is no piece
   std::int32_t first_token;
@@ -109,6 +110,7 @@ struct Producer {
   SharedStorage<Traits>& shared;
   std::uint32_t stages;
   int lane = static_cast<int>(threadIdx.x % 32);
+  int copier = static_cast<int>(threadIdx.x / 32) - Traits::warps;  // each copies for its share of the computing warps
   std::uint64_t policy = evict_first_policy();
 
   __device__ void run() {
@@ -118,8 +120,10 @@ struct Producer {
     std::uint32_t ids = args.workspace.first_ids[blockIdx.x * 32 + static_cast<unsigned>(lane)];
     bool has_ids = true;
     if (span.num_tiles == 0) {
-      if (lane == 0) { shared.pieces[0].num_tiles = 0; }
-      announce(&shared.piece_full[0]);
+      if (copier == 0) {
+        if (lane == 0) { shared.pieces[0].num_tiles = 0; }
+        announce(&shared.piece_full[0]);
+      }
       if (!waited) { wait_for_previous(); }
       return;
     }
@@ -134,7 +138,7 @@ struct Producer {
       }
       const Piece piece = piece_at(span, work, seq, unit, tile, left);
       const std::uint32_t entry = count % 2;
-      wait(shared_address(&shared.piece_empty[entry]), (count / 2 % 2) ^ 1);
+      if (copier == 0) { wait(shared_address(&shared.piece_empty[entry]), (count / 2 % 2) ^ 1); }
       // The first tiles of the thread block are on their way before its queries: they take longer.
       bool published = waited && count > 0;
       if (published) { publish(piece, entry); }
@@ -236,6 +240,7 @@ struct Producer {
 
   /// Describes `piece` and copies its queries, zeros for columns that it does not have.
   __device__ void publish(const Piece& piece, std::uint32_t entry) const {
+    if (copier != 0) { return; }
     if (lane == 0) { shared.pieces[entry] = piece; }
     const std::uint32_t to = shared_address(&shared.q[entry][0]);
     const std::int32_t group = args.batch.group_size;
@@ -264,6 +269,7 @@ struct Producer {
     const std::uint32_t parity = (static_cast<std::uint32_t>(lap) & 1) ^ 1;
     const std::int32_t first_valid = args.batch.window > 0 ? max(0, work.seq_len - work.query_len + 1 - args.batch.window) : 0;
     for (std::int32_t i = 0; i < count; ++i) {
+      if ((issued + i) % Traits::warps / (Traits::warps / Traits::copy_warps) != copier) { continue; }
       const int to_stage = __shfl_sync(0xffffffffu, stage, i);
       const std::int32_t token = piece.first_token + (first + i) * tile_tokens;
       wait(shared_address(&shared.empty[to_stage]), __shfl_sync(0xffffffffu, parity, i));

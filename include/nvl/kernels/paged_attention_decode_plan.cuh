@@ -2,10 +2,10 @@
 /// How paged decode attention cuts the keys of a step over thread blocks. Made once a step on the device, used by every layer.
 ///
 /// Keys are taken in tiles of 16. A unit is one sequence, KV head and block of query columns; its work is the sequence's tiles.
-/// All units stand in one line, sequence by sequence, and every thread block gets an equal run of that line (as stream-K does for
-/// matrix products, Osama et al. 2023, arXiv:2301.03598): a run begins and ends inside a unit, so at most two pieces of a run are
-/// parts of a unit that others finish. A step with fewer units than thread blocks gives each thread block one piece of one unit. With fixed splits a unit is cut at multiples of `split_tiles` and nowhere else, so that a
-/// sequence's sums do not depend on its neighbours.
+/// All units stand in one line, sequence by sequence, and every thread block gets an equal run of it (as stream-K does for matrix
+/// products, Osama et al. 2023, arXiv:2301.03598): at most the first and the last piece of a run are parts of a unit that others
+/// share. A step with fewer units than thread blocks gives each thread block one piece of one unit. With fixed splits a unit is
+/// cut at multiples of `split_tiles` and nowhere else, so that a sequence's sums do not depend on its neighbours.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
@@ -33,12 +33,12 @@ struct alignas(16) PagedDecodeSpan {
   std::int32_t padding;
 };
 
-/// Numbers of the balance. H200, 16/8 heads, head_dim 128: docs/kernels/paged_attention_decode.md has the measurements.
+/// Numbers of the balance, chosen on an H200 (16/8 heads, head_dim 128): docs/kernels/paged_attention_decode.md.
 struct PagedDecodeTuning {
-  std::int32_t unit_cost = 2;          // [tiles] that the start and end of a unit cost
-  std::int32_t min_piece = 2;          // [tiles] a unit is not cut so near to its ends
+  std::int32_t unit_cost = 6;          // [tiles] that the start and end of a unit cost
+  std::int32_t min_piece = 4;          // [tiles] a unit is not cut so near to its ends
   std::int32_t min_span = 4;           // [tiles] a thread block gets at least; fewer thread blocks work if there are not as many
-  std::int32_t second_piece_cost = 8;  // [tiles] that a thread block may have more than others so as to have one piece only
+  std::int32_t second_piece_cost = 8;  // [tiles] more than an equal share that a thread block may get to have one piece only
 };
 
 namespace detail::paged_decode {
