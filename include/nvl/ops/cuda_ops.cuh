@@ -280,7 +280,8 @@ class CudaOps {
                                            .kv = call.kv,
                                            .num_q_heads = call.num_q_heads,
                                            .num_tokens = static_cast<int>(call.positions.size()),
-                                           .eps = call.eps},
+                                           .eps = call.eps,
+                                           .indices_ready = true},  // embed did not overlap their upload
                                           stream());
   }
 
