@@ -64,8 +64,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads)
   const std::int64_t token = blockIdx.x / blocks_per_row;
   const int column =
       static_cast<int>(blockIdx.x % blocks_per_row) * Traits::elements_per_block + static_cast<int>(threadIdx.x) * vec;
-  detail::wait_for_previous();
-  detail::let_next_start();
+  detail::wait_for_previous_and_let_next_start(p.num_tokens);
   if (column >= p.n) { return; }
 
   const T* const gate = p.gate_up + token * p.gate_up_stride + column;

@@ -152,8 +152,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::min_blocks)
     load_indices();
     load_angles();
   }
-  detail::wait_for_previous();
-  detail::let_next_start();
+  detail::wait_for_previous_and_let_next_start(p.num_tokens);
   if (token >= p.num_tokens) { return; }
 
   if (!is_ready) { load_indices(); }  // in front of the row: the angles wait for the position

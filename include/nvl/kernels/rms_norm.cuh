@@ -143,8 +143,7 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
   for (int j = 0; j < Traits::vectors; ++j) {
     if (column(j) < p.hidden) { weight[j] = Vector::load_weight(p.weight + column(j)); }
   }
-  detail::wait_for_previous();
-  detail::let_next_start();
+  detail::wait_for_previous_and_let_next_start(p.num_tokens);
   if (row >= p.num_tokens) { return; }  // whole warps, and only in blocks whose rows need no barrier
 
   const T* const x = p.x + row * p.x_stride;

@@ -81,6 +81,20 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+/// Both, for a small kernel of `num_rows` rows. With few rows the next kernel starts first: it is a matrix product, say, that
+/// fetches its weights meanwhile. With many its waiting blocks would be in the way of this kernel's predecessor (add + RMSNorm
+/// of 256 x 1024 in a chain: 2.5 us with the next in front, 1.3 behind).
+__device__ __forceinline__ void wait_for_previous_and_let_next_start(int num_rows) {
+  constexpr int few = 16;
+  if (num_rows <= few) {
+    let_next_start();
+    wait_for_previous();
+  } else {
+    wait_for_previous();
+    let_next_start();
+  }
+}
+
 #endif
 
 }  // namespace kernels::detail
