@@ -87,7 +87,7 @@ __device__ __forceinline__ void let_next_start() {
 __device__ __forceinline__ void wait_for_previous_and_let_next_start(int num_rows) {
   constexpr int few = 16;
   if (num_rows <= few) {
-    let_next_start();
+    if (threadIdx.x == 0) { let_next_start(); }  // one thread speaks for its block
     wait_for_previous();
   } else {
     wait_for_previous();
