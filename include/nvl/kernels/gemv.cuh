@@ -216,17 +216,17 @@ __device__ void store_gemv_tile(const GemvParams<typename Traits::Element, typen
 template <class Traits>
 NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
     gemv_kernel(const __grid_constant__ GemvParams<typename Traits::Element, typename Traits::Output> p) {
-  using namespace detail::gemm;
+  namespace gemm = detail::gemm;
   extern __shared__ __align__(16) unsigned char gemv_shared[];
-  const int tiles = ceil_div(p.out_features, Traits::rows), steps = ceil_div(p.in_features, Traits::step_k);
+  const int tiles = gemm::ceil_div(p.out_features, Traits::rows), steps = gemm::ceil_div(p.in_features, Traits::step_k);
   const int first_token = static_cast<int>(blockIdx.y) * Traits::tokens;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int blocks = static_cast<int>(gridDim.x);
-  const GemvLayout<Traits> layout(p.num_rows, p.in_features, ceil_div(tiles, blocks));
+  const gemm::GemvLayout<Traits> layout(p.num_rows, p.in_features, gemm::ceil_div(tiles, blocks));
   auto* const sums = reinterpret_cast<float*>(gemv_shared + layout.sums_at);
-  const GemvRing<Traits> ring(p, layout,
-                              shared_address(gemv_shared) + static_cast<std::uint32_t>(warp * layout.stages * layout.stage_bytes),
-                              first_token);
+  const gemm::GemvRing<Traits> ring(
+      p, layout, gemm::shared_address(gemv_shared) + static_cast<std::uint32_t>(warp * layout.stages * layout.stage_bytes),
+      first_token);
   detail::let_next_start();
 
   // The copies run ahead of the products by layout.stages steps, across tiles. Every iteration closes one group, so that the
@@ -240,7 +240,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
 #pragma unroll 1  // unrolled, the kernel is longer and not faster
   for (int stage = 0; stage < Traits::stages; ++stage) {
     if (stage < layout.stages && copy_tile < tiles) { ring.copy_weights(stage, copy_tile, copy_step), advance(); }
-    commit_copies();
+    gemm::commit_copies();
   }
   detail::wait_for_previous();
   int x_tile = static_cast<int>(blockIdx.x), x_step = warp;
@@ -252,21 +252,21 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
       x_step += Traits::warps;
       if (x_step >= steps) { x_step = warp, x_tile += blocks; }
     }
-    commit_copies();
+    gemm::commit_copies();
   }
 
   int stage = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += blocks) {
     float tile_sums[Traits::chains][Traits::token_tiles][Traits::row_tiles][4] = {};
     for (int step = warp; step < steps; step += Traits::warps) {
-      wait_copies<Traits::stages - 1>();
+      gemm::wait_copies<Traits::stages - 1>();
       ring.multiply(stage, tile_sums);
       if (copy_tile < tiles) {
         ring.copy_weights(stage, copy_tile, copy_step);
         ring.copy_tokens(stage, copy_step);
         advance();
       }
-      commit_copies();
+      gemm::commit_copies();
       stage = stage + 1 == layout.stages ? 0 : stage + 1;
     }
     if (layout.sums_in_ring) { __syncthreads(); }
@@ -287,7 +287,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
       }
     }
     __syncthreads();
-    store_gemv_tile<Traits>(p, sums, layout.sum_tokens, first_token, tile);
+    gemm::store_gemv_tile<Traits>(p, sums, layout.sum_tokens, first_token, tile);
     if (tile + blocks < tiles) { __syncthreads(); }
   }
 }
@@ -344,15 +344,16 @@ void launch_plain_linear(const GemvParams<T, Out>& p, cudaStream_t stream) {
 template <class Traits>
 void launch_gemv_with(const GemvParams<typename Traits::Element, typename Traits::Output>& p, cudaStream_t stream,
                       int blocks_per_multiprocessor = 1) {
-  using namespace detail::gemm;
-  check_linear("gemv", p);
+  namespace gemm = detail::gemm;
+  gemm::check_linear("gemv", p);
   NVL_EXPECTS(p.in_features % 8 == 0, "gemv in_features", p.in_features, "a multiple of 8 (16-byte copies)");
-  NVL_EXPECTS(is_aligned16(p.x) && is_aligned16(p.w), "gemv x and w", reinterpret_cast<std::uintptr_t>(p.w), "16-byte aligned");
+  NVL_EXPECTS(gemm::is_aligned16(p.x) && gemm::is_aligned16(p.w), "gemv x and w", reinterpret_cast<std::uintptr_t>(p.w),
+              "16-byte aligned");
   if (p.num_rows == 0) { return; }
-  const int tiles = ceil_div(p.out_features, Traits::rows), token_tiles = ceil_div(p.num_rows, Traits::tokens);
+  const int tiles = gemm::ceil_div(p.out_features, Traits::rows), token_tiles = gemm::ceil_div(p.num_rows, Traits::tokens);
   NVL_EXPECTS(token_tiles <= 65535, "gemv num_rows", p.num_rows, "at most 65535 tiles of tokens");
-  const int blocks = std::min(tiles, num_multiprocessors() * blocks_per_multiprocessor);
-  const GemvLayout<Traits> layout(p.num_rows, p.in_features, ceil_div(tiles, blocks));
+  const int blocks = std::min(tiles, gemm::num_multiprocessors() * blocks_per_multiprocessor);
+  const gemm::GemvLayout<Traits> layout(p.num_rows, p.in_features, gemm::ceil_div(tiles, blocks));
   const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(token_tiles)),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = static_cast<std::size_t>(layout.bytes),

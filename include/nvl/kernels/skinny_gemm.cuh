@@ -270,39 +270,39 @@ template <class Traits>
 NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
     const __grid_constant__ detail::gemm::SkinnyGemmArgs<typename Traits::Element, typename Traits::Output> args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using namespace detail::gemm;
+  namespace gemm = detail::gemm;
   extern __shared__ __align__(1024) unsigned char skinny_gemm_shared[];
   auto& shared = *reinterpret_cast<typename Traits::SharedStorage*>(skinny_gemm_shared);
-  const BlockPlace<Traits> place(args);
+  const gemm::BlockPlace<Traits> place(args);
 
   detail::let_next_start();
   if (threadIdx.x == Traits::multiplying_threads) {
-    prefetch_map(&args.w);
-    prefetch_map(&args.x);
+    gemm::prefetch_map(&args.w);
+    gemm::prefetch_map(&args.x);
     for (int i = 0; i < Traits::stages; ++i) {
-      init_barrier(shared_address(&shared.full[i]), 1);
-      init_barrier(shared_address(&shared.empty[i]), Traits::warps);
+      gemm::init_barrier(gemm::shared_address(&shared.full[i]), 1);
+      gemm::init_barrier(gemm::shared_address(&shared.empty[i]), Traits::warps);
     }
-    fence_barrier_init();
+    gemm::fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < Traits::multiplying_threads) {
     float sums[Traits::products][Traits::columns / 2] = {};
-    multiply_ring<Traits>(shared, place, sums);
+    gemm::multiply_ring<Traits>(shared, place, sums);
     asm volatile("bar.sync 1, %0;" ::"n"(Traits::multiplying_threads) : "memory");  // the ring has been read by all
-    share_sums<Traits>(sums, shared.sums, args.tile_tokens);
+    gemm::share_sums<Traits>(sums, shared.sums, args.tile_tokens);
   } else if (threadIdx.x == Traits::multiplying_threads) {
-    fill_ring<Traits>(args, shared, place);
+    gemm::fill_ring<Traits>(args, shared, place);
   }
   __syncwarp();
   if constexpr (Traits::splits > 1) {
-    cluster_barrier();
+    gemm::cluster_barrier();
   } else {
     __syncthreads();
   }
   detail::wait_for_previous();  // the ring did already; here for the stores
-  store_tile<Traits>(args.p, shared.sums, place, args.tile_tokens);
-  if constexpr (Traits::splits > 1) { cluster_barrier(); }  // no block leaves while its sums are read
+  gemm::store_tile<Traits>(args.p, shared.sums, place, args.tile_tokens);
+  if constexpr (Traits::splits > 1) { gemm::cluster_barrier(); }  // no block leaves while its sums are read
 #endif
 }
 
@@ -310,21 +310,21 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused
 template <class Traits>
 void launch_skinny_gemm_with(const SkinnyGemmParams<typename Traits::Element, typename Traits::Output>& p, cudaStream_t stream) {
-  using namespace detail::gemm;
-  check_linear("skinny_gemm", p);
+  namespace gemm = detail::gemm;
+  gemm::check_linear("skinny_gemm", p);
   NVL_EXPECTS(p.in_features % 8 == 0, "skinny_gemm in_features", p.in_features, "a multiple of 8 (16-byte rows)");
   if (p.num_rows == 0) { return; }
-  const int token_tiles = ceil_div(p.num_rows, Traits::tokens);
+  const int token_tiles = gemm::ceil_div(p.num_rows, Traits::tokens);
   NVL_EXPECTS(token_tiles <= 65535, "skinny_gemm num_rows", p.num_rows, "at most 65535 tiles of tokens");
   // Tiles of equal size; the last begins where it ends with the last token, and both it and its neighbour compute what they
   // share, to the same bits.
-  const int tile_tokens = ceil_div(p.num_rows, token_tiles);
-  const SkinnyGemmArgs<typename Traits::Element, typename Traits::Output> args{
-      .w = make_box_map(p.w, p.out_features, p.in_features, Traits::rows),
-      .x = make_box_map(p.x, p.num_rows, p.in_features, tile_tokens),
+  const int tile_tokens = gemm::ceil_div(p.num_rows, token_tiles);
+  const gemm::SkinnyGemmArgs<typename Traits::Element, typename Traits::Output> args{
+      .w = gemm::make_box_map(p.w, p.out_features, p.in_features, Traits::rows),
+      .x = gemm::make_box_map(p.x, p.num_rows, p.in_features, tile_tokens),
       .p = p,
       .tile_tokens = tile_tokens};
-  const int blocks = ceil_div(p.out_features, Traits::rows) * Traits::splits;
+  const int blocks = gemm::ceil_div(p.out_features, Traits::rows) * Traits::splits;
   const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(token_tiles)),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = sizeof(typename Traits::SharedStorage),
@@ -417,26 +417,27 @@ inline bool is_hopper() {
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused
 template <class T, class Out>
 void launch_skinny_gemm(const SkinnyGemmParams<T, Out>& p, cudaStream_t stream, bool fixed_order = false) {
-  using namespace detail::gemm;
+  namespace gemm = detail::gemm;
   if constexpr (sizeof(T) == 2) {
-    if (p.num_rows > 0 && p.in_features % 8 == 0 && is_hopper()) {
-      check_linear("skinny_gemm", p);
+    if (p.num_rows > 0 && p.in_features % 8 == 0 && gemm::is_hopper()) {
+      gemm::check_linear("skinny_gemm", p);
       const SkinnyGemmChoice choice =
-          choose_skinny_gemm(p.num_rows, p.out_features, p.in_features, num_multiprocessors(), fixed_order);
+          choose_skinny_gemm(p.num_rows, p.out_features, p.in_features, gemm::num_multiprocessors(), fixed_order);
       if (choice.rows == 128) {
-        return with_at_least<1, 2>(choice.splits, [&]<int kSplits>() {
+        return gemm::with_at_least<1, 2>(choice.splits, [&]<int kSplits>() {
           constexpr SkinnyGemmTile tile{.rows = 128, .tokens = 256, .stages = 4, .splits = kSplits};
           launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
         });
       }
       if (!choice.gemv) {
-        return with_at_least<16, 32, 64, 96, 128>(choice.tokens, [&]<int kTokens>() {
+        return gemm::with_at_least<16, 32, 64, 96, 128>(choice.tokens, [&]<int kTokens>() {
           if (!choice.deep) {
-            constexpr SkinnyGemmTile tile{.tokens = kTokens, .stages = skinny_gemm_stages(kTokens, false)};
+            constexpr SkinnyGemmTile tile{.tokens = kTokens, .stages = gemm::skinny_gemm_stages(kTokens, false)};
             return launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
           }
-          with_at_least<1, 2, 4>(choice.splits, [&]<int kSplits>() {
-            constexpr SkinnyGemmTile tile{.tokens = kTokens, .stages = skinny_gemm_stages(kTokens, true), .splits = kSplits};
+          gemm::with_at_least<1, 2, 4>(choice.splits, [&]<int kSplits>() {
+            constexpr SkinnyGemmTile tile{
+                .tokens = kTokens, .stages = gemm::skinny_gemm_stages(kTokens, true), .splits = kSplits};
             launch_skinny_gemm_with<SkinnyGemmTraits<T, Out, tile>>(p, stream);
           });
         });
