@@ -27,12 +27,13 @@ enum class Fault { none, illegal_write, hang };
 Fault fault_to_come = Fault::none;
 int* released = nullptr;
 
-/// Breaks at its third step.
+/// Breaks at the third step after a fault was chosen.
 class Faulty : public PagedAttention<float, cuda_head_dim> {
  public:
   Faulty(const AttentionShape& shape, Ops& ops) : PagedAttention(shape, ops), stream_(ops.stream()) {}
   void plan(const AttentionMetadata& metadata) {
-    if (++steps_ == 3 && fault_to_come == Fault::illegal_write) { write_nowhere_kernel<<<1, 1, 0, stream_>>>(); }
+    if (fault_to_come != Fault::none) { ++steps_; }
+    if (steps_ == 3 && fault_to_come == Fault::illegal_write) { write_nowhere_kernel<<<1, 1, 0, stream_>>>(); }
     if (steps_ == 3 && fault_to_come == Fault::hang) { hang_kernel<<<1, 1, 0, stream_>>>(released); }
     PagedAttention::plan(metadata);
   }
@@ -51,10 +52,11 @@ EngineOptions eager_options() {
 }
 
 /// Two requests on an engine that fails: each ends once, the engine says why and takes no more, and its destructor returns.
-void check_failure(const EngineOptions& options, const char* words) {
+void check_failure(Fault fault, const EngineOptions& options, const char* words) {
   int ends = 0;
   {
     FaultyEngine gpu(cuda_tiny_config(), cuda_tiny_weights(), options);
+    fault_to_come = fault;
     for (int i = 0; i < 2; ++i) {
       gpu.submit(greedy_request(tiny_prompt(i, 20), 30), {.on_token = {}, .on_finish = [&](const Completion& done) {
                                                             CHECK(done.finish_reason == FinishReason::error);
@@ -76,11 +78,10 @@ TEST_CASE("a step that never ends is given up after the time that the options al
   require_device();
   NVL_CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&released), sizeof(int), cudaHostAllocMapped));
   *released = 0;
-  fault_to_come = Fault::hang;
   EngineOptions options = eager_options();
   options.device.step_timeout_seconds = 0.3;
   const auto begin = std::chrono::steady_clock::now();
-  check_failure(options, "step_timeout_seconds");
+  check_failure(Fault::hang, options, "step_timeout_seconds");
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(8));
   *const_cast<volatile int*>(released) = 1;
   static_cast<void>(cudaDeviceSynchronize());
@@ -88,6 +89,5 @@ TEST_CASE("a step that never ends is given up after the time that the options al
 
 TEST_CASE("an illegal address ends every request once, and nothing hangs", "[engine][gpu][fault]") {
   require_device();
-  fault_to_come = Fault::illegal_write;
-  check_failure(eager_options(), "illegal memory access");
+  check_failure(Fault::illegal_write, eager_options(), "illegal memory access");
 }

@@ -97,8 +97,11 @@ constexpr std::int64_t paged_prefill_max_tiles(std::int32_t num_tokens, std::int
 template <class T>
 constexpr std::size_t paged_prefill_workspace_bytes(std::int32_t num_tokens, std::int32_t num_seqs, std::int32_t num_q_heads,
                                                     std::int32_t num_kv_heads, std::int32_t head_dim) noexcept {
-  return sizeof(PagedPrefillPlan) + sizeof(PagedPrefillTile) * static_cast<std::size_t>(paged_prefill_max_tiles<T>(
-                                                                   num_tokens, num_seqs, num_q_heads, num_kv_heads, head_dim));
+  const auto max_tiles =
+      static_cast<std::size_t>(paged_prefill_max_tiles<T>(num_tokens, num_seqs, num_q_heads, num_kv_heads, head_dim));
+  // The plan, its tiles, and while it is made the group of each sequence.
+  return sizeof(PagedPrefillPlan) + sizeof(PagedPrefillTile) * max_tiles +
+         sizeof(std::int32_t) * static_cast<std::size_t>(num_seqs);
 }
 
 namespace detail::prefill {
@@ -240,7 +243,8 @@ NVL_KERNEL void __launch_bounds__(kThreads) paged_prefill_plan_kernel(const __gr
       const std::int32_t query_len = in.cu_query_lens[s + 1] - in.cu_query_lens[s];
       for (std::int32_t i = lane; i < tiles; i += 32) {
         const std::int64_t keys = seq_len - query_len + min((i + 1) * in.tile_tokens, query_len);
-        const auto level = static_cast<int>((longest - keys) * plan_levels / longest);
+        // A sequence of padding sees no keys.
+        const auto level = min(static_cast<int>((longest - keys) * plan_levels / longest), plan_levels - 1);
         f(s, i, group_of[s] * plan_levels + level);
       }
     }
