@@ -9,7 +9,7 @@
 ///   library <versions>
 ///   <input> <output> <bias|-> <token bucket> <n> <k> <own variant|-1> <workspace bytes> <microseconds> <8 x 16 hex digits>
 ///   ...
-///   end <number of records> <XXH3 of all lines before, 16 hex digits>
+///   end <number of records> <XXH64 of all lines before, 16 hex digits>
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
@@ -222,7 +222,7 @@ inline std::string format_gemm_cache(const GemmCacheIdentity& identity, std::spa
   std::string text(detail::gemm_cache_title);
   text += "\ndevice " + identity.device + "\nlibrary " + identity.library + "\n";
   for (const GemmRecord& record : records) { text += detail::gemm_record_line(record); }
-  const std::uint64_t hash = XXH3_64bits(text.data(), text.size());
+  const std::uint64_t hash = XXH64(text.data(), text.size(), 0);
   text += "end " + std::to_string(records.size()) + " " + detail::hex16(hash) + "\n";
   return text;
 }
@@ -258,7 +258,7 @@ inline GemmCacheContents parse_gemm_cache(std::string_view text, const GemmCache
   end_line.word();
   const auto num_records = end_line.number(std::uint64_t{0}, std::uint64_t{1} << 20);
   const std::uint64_t hash = end_line.hex();
-  if (!end_line.complete() || hash != XXH3_64bits(hashed.data(), hashed.size())) {
+  if (!end_line.complete() || hash != XXH64(hashed.data(), hashed.size(), 0)) {
     return refused(GemmCacheStatus::damaged, "is damaged: its checksum is wrong");
   }
   if (*device != identity.device) {
