@@ -32,13 +32,13 @@ struct PagedPrefillParams {
   T* out = nullptr;      // [num_tokens, num_q_heads, head_dim], contiguous
   float* lse = nullptr;  // [num_tokens, num_q_heads] natural log of the sum of exp(scores); nullptr: not wanted
   const T* q = nullptr;  // [num_tokens, num_q_heads, head_dim], heads contiguous, rows `q_row_stride` apart, 16-byte aligned
-  std::int64_t q_row_stride = 0;                // [elements]
-  const T* kv = nullptr;                        // one layer in `layout`, 16-byte aligned; slots no sequence sees may hold NaN
-  KvLayout layout;                              // block_size: a power of two, 16 to 256
-  const BlockId* block_tables = nullptr;        // [num_seqs, max_blocks_per_seq]
-  std::int32_t max_blocks_per_seq = 0;          // [blocks] row stride of block_tables
-  const std::int32_t* block_stride = nullptr;   // [1] the same on the device; if not nullptr, it is used instead
-  const std::int32_t* seq_lens = nullptr;       // [num_seqs] tokens that the last query sees
+  std::int64_t q_row_stride = 0;               // [elements]
+  const T* kv = nullptr;                       // one layer in `layout`, 16-byte aligned; slots no sequence sees may hold NaN
+  KvLayout layout;                             // block_size: a power of two, 16 to 256
+  const BlockId* block_tables = nullptr;       // [num_seqs, max_blocks_per_seq]
+  std::int32_t max_blocks_per_seq = 0;         // [blocks] row stride of block_tables
+  const std::int32_t* block_stride = nullptr;  // [1] the same on the device; if not nullptr, it is used instead
+  const std::int32_t* seq_lens = nullptr;  // [num_seqs] tokens that the last query sees; 0: padding, whose rows stay as they are
   const std::int32_t* cu_query_lens = nullptr;  // [num_seqs + 1], the first 0, the last at most num_tokens
   std::int32_t num_seqs = 0;
   std::int32_t num_tokens = 0;     // bounds the grid; rows past cu_query_lens[num_seqs] are not touched
@@ -165,7 +165,8 @@ struct PlanInput {
 /// Tiles of a KV head of sequence `s`.
 __device__ __forceinline__ std::int32_t num_tiles_of(const PlanInput& in, std::int32_t s) {
   const std::int32_t query_len = in.cu_query_lens[s + 1] - in.cu_query_lens[s];
-  return query_len < in.min_query_len ? 0 : (query_len + in.tile_tokens - 1) / in.tile_tokens;
+  const bool is_left_out = query_len < in.min_query_len || in.seq_lens[s] <= 0;  // 0: padding, which sees no keys
+  return is_left_out ? 0 : (query_len + in.tile_tokens - 1) / in.tile_tokens;
 }
 
 /// Turns counts into the sums of all counts before, for 2 kThreads counts; returns the sum of all. By the whole block.
@@ -243,8 +244,7 @@ NVL_KERNEL void __launch_bounds__(kThreads) paged_prefill_plan_kernel(const __gr
       const std::int32_t query_len = in.cu_query_lens[s + 1] - in.cu_query_lens[s];
       for (std::int32_t i = lane; i < tiles; i += 32) {
         const std::int64_t keys = seq_len - query_len + min((i + 1) * in.tile_tokens, query_len);
-        // A sequence of padding sees no keys.
-        const auto level = min(static_cast<int>((longest - keys) * plan_levels / longest), plan_levels - 1);
+        const auto level = static_cast<int>((longest - keys) * plan_levels / longest);
         f(s, i, group_of[s] * plan_levels + level);
       }
     }
