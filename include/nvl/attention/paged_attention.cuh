@@ -66,8 +66,10 @@ class PagedAttention {
     NVL_EXPECTS(supports(shape.kv.head_dim), "head_dim", shape.kv.head_dim,
                 kHeadDim == 0 ? "one of those compiled in: " + supported_head_dims_text() : std::to_string(kHeadDim));
     NVL_EXPECTS(shape.kv.block_size == block_size, "block_size", shape.kv.block_size, std::to_string(block_size));
-    if (shape.has_full_layers) { add_window(0); }
-    if (shape.window > 0) { add_window(shape.window); }
+    if constexpr (!kOptions.batch_invariant) {
+      if (shape.has_full_layers) { add_window(0); }
+      if (shape.window > 0) { add_window(shape.window); }
+    }
   }
 
   void plan(const AttentionMetadata& metadata) {
@@ -111,7 +113,7 @@ class PagedAttention {
   }
 
   static std::int64_t num_windows(const AttentionShape& shape) noexcept {
-    return (shape.has_full_layers ? 1 : 0) + (shape.window > 0 ? 1 : 0);
+    return kOptions.batch_invariant ? 0 : (shape.has_full_layers ? 1 : 0) + (shape.window > 0 ? 1 : 0);
   }
 
   static std::size_t prefill_bytes(const AttentionShape& shape, const StepLimits& limits) {

@@ -86,7 +86,7 @@ class Engine {
     ranks_.resize(parallel_.num_local_ranks());
     const StepLimits limits = step_limits(config_, plan_, options_, block_size);
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      ranks_[i] = std::make_unique<RankState>(config_, source, limits, options_.device, plan_.total_bytes(), context,
+      ranks_[i] = std::make_unique<RankState>(config_, source, limits, options_.device, plan_.allocated_bytes(), context,
                                               i == 0 ? progress : LoadProgress{});
     });
   }

@@ -44,9 +44,11 @@ struct MemoryPlan {
   std::int64_t activation_bytes = 0;
   std::int64_t logits_bytes = 0;
 
-  std::int64_t total_bytes() const noexcept {
-    return fixed.weight_bytes + fixed.workspace_bytes + fixed.graph_bytes + kv_bytes + activation_bytes + logits_bytes;
+  /// What the engine allocates itself.
+  std::int64_t allocated_bytes() const noexcept {
+    return fixed.weight_bytes + fixed.workspace_bytes + kv_bytes + activation_bytes + logits_bytes;
   }
+  std::int64_t total_bytes() const noexcept { return allocated_bytes() + fixed.graph_bytes; }
 };
 
 /// The plan as a table, a line an item.

@@ -165,9 +165,6 @@ class CudaDevice {
     return data;
   }
 
-  std::int64_t reserved_bytes() const noexcept { return static_cast<std::int64_t>(reserved_); }
-  std::int64_t used_bytes() const noexcept { return static_cast<std::int64_t>(used_); }
-
   const DeviceOptions& options() const noexcept { return options_; }
   cudaStream_t stream() const noexcept { return stream_; }
   int num_sms() const noexcept { return num_sms_; }

@@ -74,7 +74,6 @@ class CudaOps {
   using Vector = CudaVector<T>;
   using Rope = kernels::DeviceRopeTable;
   static constexpr bool runs_ahead = true;
-  static constexpr bool is_batch_invariant = kBatchInvariant;
 
   /// What it will take of the device's reserve, and what the driver will for the graphs.
   static FixedMemory fixed_memory(const ModelConfig& config, const StepLimits& limits, const DeviceOptions& options) {
@@ -89,7 +88,7 @@ class CudaOps {
     memory.workspace_bytes = CudaStepStage::device_bytes(limits) + buffer(rope_bytes(config, limits)) +
                              buffer(Linear::default_workspace_bytes) +
                              buffer(kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)) +
-                             buffer(results_layout(limits).bytes()) + buffer(rows * sizeof(TokenId)) + 65536;
+                             buffer(results_layout(limits).bytes()) + buffer(rows * sizeof(TokenId)) + rounding_bytes;
     if (options.use_graphs) { memory.graph_bytes = CudaGraphs::estimated_bytes(config.num_layers, limits.max_num_seqs); }
     return memory;
   }
@@ -323,6 +322,9 @@ class CudaOps {
     CudaEvent begin{cudaEventDefault}, end{cudaEventDefault};
     std::int32_t num_rows = 0;
   };
+
+  // What the plan does not round: eight arrays of activations, and the buffers of these, of the logits and of the KV cache.
+  static constexpr std::int64_t rounding_bytes = 12 * std::int64_t{Device::alignment};
 
   static kernels::SamplingResultLayout results_layout(const StepLimits& limits) noexcept {
     return {.max_rows = limits.max_num_seqs, .max_top_logprobs = limits.max_logprobs};

@@ -9,6 +9,7 @@
 #include <nvl/kernels/detail/gemm_instructions.cuh>
 #include <nvl/kernels/detail/gemm_launch.cuh>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/detail/tensor_map.cuh>
 
 #include <cstddef>
 #include <cstdint>
@@ -25,33 +26,12 @@ inline constexpr int box_k = 64;
 
 /// How the copy engine sees `data`, a row-major matrix of 16-bit elements: boxes of `box_rows` x 64 elements, 16-byte pieces
 /// permuted within each 8 rows x 128 bytes (128-byte swizzle), zeros outside of the matrix. Host only; touches no memory.
-/// \throws InvalidArgument if `data` or the rows are not aligned to 16 bytes
+/// \throws InvalidArgument if `data` is not aligned to 16 bytes; CudaError if the driver refuses the rest
 template <class T>
 CUtensorMap make_box_map(const T* data, int rows, int row_elements, int box_rows) {
   static_assert(sizeof(T) == 2);
   NVL_EXPECTS(is_aligned16(data), "linear operand", reinterpret_cast<std::uintptr_t>(data), "aligned to 16 bytes");
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    NVL_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
-    if (found != cudaDriverEntryPointSuccess) {
-      raise(CudaError(static_cast<int>(found), "cuTensorMapEncodeTiled", "the driver does not have it"));
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  CUtensorMap map;
-  const cuuint64_t extents[2] = {static_cast<cuuint64_t>(row_elements), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(row_elements) * sizeof(T)};
-  const cuuint32_t box[2] = {box_k, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const auto type = std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult status =
-      encode(&map, type, 2, const_cast<T*>(data), extents, row_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    raise(CudaError(static_cast<int>(status), "cuTensorMapEncodeTiled", "operand of a linear layer"));
-  }
-  return map;
+  return make_tensor_map<T, 2>(data, {row_elements, rows}, {row_elements}, {box_k, box_rows});
 }
 
 #if defined(__CUDACC__)
