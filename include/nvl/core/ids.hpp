@@ -17,6 +17,8 @@ enum class RequestId : std::uint64_t {};
 enum class SeqId : std::uint64_t {};
 /// A physical block of the KV cache, 0 <= id < num_blocks.
 enum class BlockId : std::uint32_t {};
+/// A block of the pool in host memory, 0 <= id < num_host_blocks.
+enum class HostBlockId : std::uint32_t {};
 /// A device or host rank of a ParallelStrategy, 0 <= rank < world_size.
 enum class Rank : std::uint32_t {};
 

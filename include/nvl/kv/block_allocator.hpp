@@ -16,7 +16,8 @@ namespace nvl::inline NVL_ABI {
 /// What an Engine constructs its allocator from.
 struct BlockPoolShape {
   std::uint32_t num_blocks = 0;
-  std::uint32_t block_size = 0;  // [tokens]
+  std::uint32_t block_size = 0;       // [tokens]
+  std::uint32_t num_host_blocks = 0;  // of a second pool in host memory, for allocators that have one (TieredAllocator)
 };
 
 namespace detail::block_allocator {
@@ -65,6 +66,23 @@ concept SharingAllocator = BlockAllocator<A> && requires(A a, const A& ca, std::
   { a.share(ids) } noexcept;
   { ca.num_owners(block) } noexcept -> std::same_as<std::uint32_t>;
 };
+
+/// Refinement: a second pool, in host memory, for sequences that are swapped out. A host block has one owner.
+///
+/// | expression                 | returns       | meaning                                                        |
+/// |----------------------------|---------------|----------------------------------------------------------------|
+/// | `a.try_allocate_host(out)` | bool          | fills `out` with distinct free ids; false: `a` is unchanged    |
+/// | `a.release_host(ids)`      | void          | each id allocated and not yet released; any order              |
+/// | `ca.num_free_host()`       | std::uint32_t | [host blocks] the largest `out` that would succeed now         |
+/// | `ca.num_host_blocks()`     | std::uint32_t | [host blocks] fixed at construction, `shape.num_host_blocks`   |
+template <class A>
+concept TieredAllocator =
+    BlockAllocator<A> && requires(A a, const A& ca, std::span<HostBlockId> out, std::span<const HostBlockId> ids) {
+      { a.try_allocate_host(out) } noexcept -> std::same_as<bool>;
+      { a.release_host(ids) } noexcept;
+      { ca.num_free_host() } noexcept -> std::same_as<std::uint32_t>;
+      { ca.num_host_blocks() } noexcept -> std::same_as<std::uint32_t>;
+    };
 
 /// Names one prefix: the tokens from the start of a sequence to the end of some block, under one salt. Opaque; never reused
 /// for another prefix during the life of an allocator.
@@ -126,6 +144,10 @@ consteval bool require_block_allocator() {
   static_assert(
       !requires { &A::match; } || PrefixCachingAllocator<A>,
       "nvl: the allocator has `match` but is no PrefixCachingAllocator: compare with the table in nvl/kv/block_allocator.hpp");
+  static_assert(
+      !requires { &A::try_allocate_host; } || TieredAllocator<A>,
+      "nvl: the allocator has `try_allocate_host` but is no TieredAllocator: compare with the table in "
+      "nvl/kv/block_allocator.hpp");
   return true;
 }
 static_assert(require_block_allocator<BlockAllocatorArchetype>());

@@ -18,17 +18,34 @@ struct ScheduledSeq {
   bool needs_sample = false;    // the last of them is the last token known: its logits give the next
 };
 
-struct ScheduledBatch {
-  std::vector<ScheduledSeq> seqs;    // each sequence at most once
-  std::vector<Sequence*> preempted;  // by this call, in the order in which they lost their blocks
-  std::vector<BlockCopy> copies;     // before the step's tokens are computed
-  std::int32_t num_tokens = 0;       // sum over seqs
+/// A block that moves between the pools of the device and of the host.
+///
+/// The transfers of a step run after the tokens of the step before are computed, and beside those of their own step; the next
+/// step, its transfers and its tokens, waits for them. So a block that goes out is neither released nor written before the next
+/// call of `schedule`, and one that comes in is not read before that.
+struct BlockTransfer {
+  BlockId device{};
+  HostBlockId host{};
+};
 
-  bool empty() const noexcept { return seqs.empty(); }
+struct ScheduledBatch {
+  std::vector<ScheduledSeq> seqs;       // each sequence at most once
+  std::vector<Sequence*> preempted;     // by this call, in the order in which they lost their blocks
+  std::vector<Sequence*> swapped;       // by this call: on their way to host blocks
+  std::vector<BlockCopy> copies;        // before the step's tokens are computed
+  std::vector<BlockTransfer> swap_out;  // device to host
+  std::vector<BlockTransfer> swap_in;   // host to device
+  std::int32_t num_tokens = 0;          // sum over seqs
+
+  /// Nothing for a device to do.
+  bool empty() const noexcept { return seqs.empty() && copies.empty() && swap_out.empty() && swap_in.empty(); }
   void clear() noexcept {
     seqs.clear();
     preempted.clear();
+    swapped.clear();
     copies.clear();
+    swap_out.clear();
+    swap_in.clear();
     num_tokens = 0;
   }
 };

@@ -11,8 +11,10 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// waiting -> running -> finished; preemption goes back from running to preempted (blocks given up, tokens kept).
-enum class SeqStatus : std::uint8_t { waiting, running, preempted, finished };
+/// waiting -> running -> finished. Preemption goes back from running to preempted (blocks given up, tokens kept) or to swapped
+/// (K and V in host blocks). loading: it has blocks, which the copies of the last planned step fill from the host; it computes
+/// from the next step on.
+enum class SeqStatus : std::uint8_t { waiting, running, loading, preempted, swapped, finished };
 
 /// Why a sequence ended. error: its logits were not finite, or the engine died.
 enum class FinishReason : std::uint8_t { none, stop, length, abort, error };
@@ -37,10 +39,12 @@ struct Sequence {
   std::int32_t max_total_tokens = 0;  // [tokens] prompt + max_tokens, within the engine's max_model_len
   std::int32_t num_computed =
       0;  // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
-  std::vector<BlockId> block_table;  // physical block of each logical block
+  std::vector<BlockId> block_table;     // physical block of each logical block
+  std::vector<HostBlockId> host_table;  // host block of each logical block of a swapped sequence; else empty
   SeqStatus status = SeqStatus::waiting;
   FinishReason finish_reason = FinishReason::none;
   std::int32_t priority = 0;    // lower is served first, by policies that look
+  std::uint64_t user = 0;       // whose it is, for policies that share fairly between users
   std::int32_t num_cached = 0;  // [tokens] found in the prefix cache at the last admission
   std::int32_t num_preemptions = 0;
   PrefixId prefix_root{};          // of the request's salt
