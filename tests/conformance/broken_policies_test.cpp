@@ -124,6 +124,38 @@ struct NeverFinds : PrefixCacheAllocator {
   std::uint32_t lookup(PrefixId, std::span<const TokenId>) const noexcept { return 0; }
 };
 
+// Host pools
+
+struct KeepsHostBlocksWhenItFails : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  bool try_allocate_host(std::span<HostBlockId> out) noexcept {
+    if (FreeListAllocator::try_allocate_host(out)) { return true; }
+    FreeListAllocator::try_allocate_host(out.first(num_free_host()));
+    return false;
+  }
+};
+
+struct LosesAHostBlock : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  void release_host(std::span<const HostBlockId> ids) noexcept {
+    FreeListAllocator::release_host(ids.size() > 2 ? ids.first(2) : ids);
+  }
+};
+
+struct HandsOutAHostBlockTwice : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  bool try_allocate_host(std::span<HostBlockId> out) noexcept {
+    const bool ok = FreeListAllocator::try_allocate_host(out);
+    if (ok && out.size() > 1) { out[1] = out[0]; }
+    return ok;
+  }
+};
+
+struct CountsDeviceBlocksAsHostBlocks : FreeListAllocator {
+  using FreeListAllocator::FreeListAllocator;
+  std::uint32_t num_free_host() const noexcept { return num_free(); }
+};
+
 // Schedulers
 
 struct ComputesTooManyTokens : PrefillFirstScheduler {
@@ -265,6 +297,11 @@ TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[con
                    LosesABlock, HandsOutABlockTwice, RefusesRequestsForNothing, CountsWrong, ForgetsItsSize, IgnoresSalts,
                    IgnoresWhatIsBefore, NeverForgets, MatchesWithoutReference, LooksUpTooMuch, MatchesAPartOfABlock, SharesOnce,
                    NeverFinds) {
+  CHECK_FALSE(testing::check_block_allocator<TestType>().empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a host pool that breaks a promise", "[conformance][host]", KeepsHostBlocksWhenItFails,
+                   LosesAHostBlock, HandsOutAHostBlockTwice, CountsDeviceBlocksAsHostBlocks) {
   CHECK_FALSE(testing::check_block_allocator<TestType>().empty());
 }
 

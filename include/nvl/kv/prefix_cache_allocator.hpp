@@ -6,6 +6,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/block_hash.hpp>
+#include <nvl/kv/host_block_pool.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -43,10 +44,11 @@ struct PrefixCacheStats {
 /// Memory is fixed at construction: about 60 bytes and block_size tokens a block. Nothing but `match` can throw, and it throws
 /// before it changes anything.
 template <BlockHash Hash = Xxh3BlockHash>
-class BasicPrefixCacheAllocator {
+class BasicPrefixCacheAllocator : public HostBlockPool {
  public:
   explicit BasicPrefixCacheAllocator(const BlockPoolShape& shape, Hash hash = {})
-      : hash_(std::move(hash)),
+      : HostBlockPool(shape),
+        hash_(std::move(hash)),
         block_size_(shape.block_size),
         num_blocks_(shape.num_blocks) {
     NVL_EXPECTS(shape.block_size >= 1, "BlockPoolShape::block_size", shape.block_size, "at least 1");
@@ -314,6 +316,6 @@ class BasicPrefixCacheAllocator {
 };
 
 using PrefixCacheAllocator = BasicPrefixCacheAllocator<>;
-static_assert(PrefixCachingAllocator<PrefixCacheAllocator>);
+static_assert(PrefixCachingAllocator<PrefixCacheAllocator> && TieredAllocator<PrefixCacheAllocator>);
 
 }  // namespace nvl::inline NVL_ABI

@@ -105,6 +105,37 @@ void check_sharing(Violations& broken, const BlockPoolShape& shape) {
   broken.expect(owners_are(0) && allocator.num_free() == shape.num_blocks, "a block was not freed by its last owner");
 }
 
+/// The host pool, while the pool of the device is full and again while it is empty: neither takes from the other.
+template <TieredAllocator A>
+void check_host_pool(Violations& broken, BlockPoolShape shape) {
+  broken.during("host blocks");
+  for (const std::uint32_t num_host_blocks : {std::uint32_t{0}, std::uint32_t{1}, shape.num_blocks + 3}) {
+    shape.num_host_blocks = num_host_blocks;
+    A allocator(shape);
+    broken.expect(allocator.num_host_blocks() == num_host_blocks, "num_host_blocks is not that of the shape");
+    std::vector<BlockId> device(shape.num_blocks);
+    broken.expect(allocator.try_allocate(device), "the host pool takes device blocks");
+    for (int round = 0; round < 2; ++round) {
+      if (!broken.expect(allocator.num_free_host() == num_host_blocks, "not every host block is free")) { return; }
+      std::vector<HostBlockId> wanted(num_host_blocks + 1), half(num_host_blocks / 2), rest(num_host_blocks - half.size());
+      broken.expect(!allocator.try_allocate_host(wanted), "one host block more than there are was handed out");
+      broken.expect(allocator.num_free_host() == num_host_blocks, "a refused try_allocate_host kept blocks");
+      broken.expect(allocator.try_allocate_host(half) && allocator.num_free_host() == rest.size(),
+                    "try_allocate_host failed while host blocks were free, or num_free_host is wrong after it");
+      broken.expect(allocator.try_allocate_host(rest), "what num_free_host promised was refused");
+      broken.expect(allocator.try_allocate_host({}), "a request for no host blocks failed on an exhausted pool");
+      half.insert(half.end(), rest.begin(), rest.end());
+      std::vector<HostBlockId> distinct = half;
+      std::sort(distinct.begin(), distinct.end());
+      broken.expect(std::adjacent_find(distinct.begin(), distinct.end()) == distinct.end(), "a host id was handed out twice");
+      broken.expect(distinct.empty() || index_of(distinct.back()) < num_host_blocks, "a host id is out of range");
+      allocator.release_host(half);
+      if (round == 0) { allocator.release(device); }
+    }
+    broken.expect(allocator.num_free() == shape.num_blocks, "the host pool keeps device blocks");
+  }
+}
+
 /// `num_operations` random ones on a model; prefix operations where the allocator has them.
 template <class A>
 void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint64_t seed, int num_operations) {
@@ -143,7 +174,8 @@ void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint
 
 }  // namespace detail
 
-/// Everything that the tables of BlockAllocator, SharingAllocator and PrefixCachingAllocator promise, as far as A is one.
+/// Everything that the tables of BlockAllocator, SharingAllocator, TieredAllocator and PrefixCachingAllocator promise, as far
+/// as A is one.
 /// A pool of `shape` is constructed some dozens of times; at least 4 blocks. Reproducible: randomness is of `seed` alone.
 template <BlockAllocator A>
 Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8, .block_size = 2}, std::uint64_t seed = 1) {
@@ -153,6 +185,7 @@ Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8,
   detail::check_all_or_nothing<A>(broken, shape);
   detail::check_moves<A>(broken, shape);
   if constexpr (SharingAllocator<A>) { detail::check_sharing<A>(broken, shape); }
+  if constexpr (TieredAllocator<A>) { detail::check_host_pool<A>(broken, shape); }
   if constexpr (PrefixCachingAllocator<A>) { broken.append(check_prefix_cache<A>(shape)); }
   for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) {
     detail::check_random_use<A>(broken, shape, seed * 8 + run, 500);
