@@ -35,6 +35,11 @@ inline std::vector<PrefillSequence> odd_sequences() {
           {0, 77}, {127, 127}, {128, 300}, {129, 129}, {2, 257},  {190, 511}};
 }
 
+/// As steps that are padded for a graph have them: sequences that see no key, with and without queries, among others.
+inline std::vector<PrefillSequence> sequences_with_padding() {
+  return {{3, 0}, {65, 65}, {1, 0}, {0, 0}, {17, 33}, {0, 40}, {300, 0}, {2, 257}, {1, 0}, {1, 0}};
+}
+
 inline std::vector<PrefillCase> prefill_test_cases(std::int32_t head_dim) {
   const std::int32_t d = head_dim;
   return {
@@ -55,6 +60,7 @@ inline std::vector<PrefillCase> prefill_test_cases(std::int32_t head_dim) {
       {.name = "soft-cap", .sequences = odd_sequences(), .num_q_heads = 2, .head_dim = d, .softcap = 2.0f},
       {.name = "soft-cap and window", .sequences = {{300, 700}}, .num_q_heads = 2, .head_dim = d, .window = 64, .softcap = 20.0f},
       {.name = "short sequences left out", .sequences = odd_sequences(), .num_q_heads = 2, .head_dim = d, .min_query_len = 3},
+      {.name = "padding among others", .sequences = sequences_with_padding(), .num_q_heads = 4, .num_kv_heads = 2, .head_dim = d},
       {.name = "stride on the device", .sequences = odd_sequences(), .head_dim = d, .device_block_stride = true},
       {.name = "one token", .sequences = {{1, 1}}, .head_dim = d},
       {.name = "one token of many", .sequences = {{1, 1000}}, .num_q_heads = 8, .head_dim = d},

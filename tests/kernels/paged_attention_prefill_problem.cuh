@@ -174,7 +174,7 @@ class PrefillProblem {
     std::vector<bool> is_row(static_cast<std::size_t>(num_tokens_), false);
     for (std::size_t s = 0; s < seq_lens_.size(); ++s) {
       const std::int32_t query_len = cu_[s + 1] - cu_[s];
-      if (query_len < shape_.min_query_len || query_len == 0) { continue; }
+      if (query_len < shape_.min_query_len || query_len == 0 || seq_lens_[s] == 0) { continue; }
       const std::size_t total = static_cast<std::size_t>(query_len) * static_cast<std::size_t>(heads);
       const std::size_t step = std::max<std::size_t>(1, total / max_rows);
       for (std::int32_t i = 0; i < query_len; ++i) { is_row[static_cast<std::size_t>(cu_[s] + i)] = true; }

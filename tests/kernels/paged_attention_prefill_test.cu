@@ -111,6 +111,15 @@ TEST_CASE("prefill attention of no tokens launches nothing", "[kernel][gpu]") {
   CHECK(problem.check().unwritten == 128 * 2);
 }
 
+TEMPLATE_TEST_CASE("prefill attention of nothing but padding leaves every row as it is", "[kernel][gpu]", nvl::bf16, float) {
+  nvl_test::require_device();
+  PrefillProblem<TestType> problem({.sequences = {{1, 0}, {1, 0}, {0, 0}, {5, 0}}, .padding_tokens = 3});
+  for (int layer = 0; layer < 2; ++layer) { run(problem); }
+  const auto errors = problem.check();
+  CHECK(errors.checked == 0);
+  CHECK(errors.touched == 0);
+}
+
 TEST_CASE("prefill attention names the argument that is wrong", "[kernel]") {
   alignas(16) static std::byte memory[64];
   using T = nvl::bf16;
