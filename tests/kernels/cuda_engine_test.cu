@@ -52,9 +52,7 @@ TEST_CASE("a GPU engine gives the logits of the CPU engine", "[engine][gpu]") {
       GpuEngine gpu(config, weights, cuda_options());
       const std::vector<float> expected = all_logits(cpu, tiny_prompt(3, 131));
       const std::vector<float> actual = all_logits(gpu, tiny_prompt(3, 131));
-      REQUIRE(actual.size() == expected.size());
-      float worst = 0.0f;
-      for (std::size_t i = 0; i < expected.size(); ++i) { worst = std::max(worst, std::abs(actual[i] - expected[i])); }
+      const float worst = largest_difference(actual, expected);
       INFO("bias " << has_bias << ", window " << window << ": worst error " << worst);
       CHECK(worst <= 2e-4f);
       const auto requests = varied_requests(6, true);

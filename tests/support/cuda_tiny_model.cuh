@@ -2,6 +2,7 @@
 /// CUDA engines for the tiny model of tiny_model.hpp, with heads of a size that the fast kernels are for.
 
 #include "support/device.cuh"
+#include "support/teacher_forced.hpp"
 #include "support/tiny_model.hpp"
 
 #include <nvl/nvl.cuh>
@@ -42,15 +43,6 @@ inline std::size_t device_bytes_in_use() {
   std::size_t free_bytes = 0, total_bytes = 0;
   NVL_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
   return total_bytes - free_bytes;
-}
-
-/// Logits of every position of `ids`, one row after the other.
-template <class E>
-std::vector<float> all_logits(E& engine, const std::vector<nvl::TokenId>& ids) {
-  std::vector<float> logits;
-  engine.prompt_logits(ids,
-                       [&](std::int32_t, std::span<const float> row) { logits.insert(logits.end(), row.begin(), row.end()); });
-  return logits;
 }
 
 /// Requests of many lengths, some drawn with a seed of their own; every third sees a filter or a penalty.
