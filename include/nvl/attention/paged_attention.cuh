@@ -5,6 +5,7 @@
 /// query stands in a chunk, so that decoding, prefill, recomputation and prefix hits agree in every bit.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/attention/paged_attention_memory.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/kv_layout.hpp>
@@ -25,12 +26,6 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Compile-time choices of PagedAttention.
-struct PagedAttentionOptions {
-  std::int32_t block_size = 16;  // [tokens] a power of two, 16 to 256
-  bool batch_invariant = false;  // results of a sequence do not depend on the others of a step, bit for bit
-};
-
 /// Element types: bf16, fp16, float. `kHeadDim` 0 compiles all of `supported_head_dims` and picks at run time.
 template <class T, std::int32_t kHeadDim = 0, PagedAttentionOptions kOptions = PagedAttentionOptions{}>
 class PagedAttention {
@@ -46,17 +41,8 @@ class PagedAttention {
 
   /// [bytes] that it will take of the device's reserve
   static std::int64_t workspace_bytes(const ModelConfig& config, const StepLimits& limits) {
-    const AttentionShape shape{.num_q_heads = config.num_q_heads,
-                               .kv = {.num_blocks = limits.num_blocks,
-                                      .block_size = block_size,
-                                      .num_kv_heads = config.num_kv_heads,
-                                      .head_dim = config.head_dim},
-                               .window = config.has_windowed_layers() ? config.sliding_window : 0,
-                               .has_full_layers = config.has_full_layers()};
-    const auto buffer = [](std::size_t num_bytes) { return CudaDevice::buffer_bytes(static_cast<std::int64_t>(num_bytes)); };
-    return buffer(prefill_bytes(shape, limits)) +
-           num_windows(shape) *
-               (buffer(decode_bytes(shape, limits, 1)) + buffer(decode_bytes(shape, limits, most_decode_queries(shape))));
+    return paged_attention_workspace_bytes<T>(config, limits, kOptions,
+                                              kernels::detail::paged_decode::device_attribute(cudaDevAttrMultiProcessorCount));
   }
 
   PagedAttention(const AttentionShape& shape, Ops& ops)
@@ -106,15 +92,6 @@ class PagedAttention {
     std::int32_t tokens = 0;
     CudaDevice::Buffer single, several;  // workspaces of steps with one query a sequence, and with more
   };
-
-  /// [tokens] of a sequence that the decode kernel takes in one go, with the heads of a group, as the columns of its products.
-  static std::int32_t most_decode_queries(const AttentionShape& shape) noexcept {
-    return std::max(1, 16 * shape.kv.num_kv_heads / shape.num_q_heads);
-  }
-
-  static std::int64_t num_windows(const AttentionShape& shape) noexcept {
-    return kOptions.batch_invariant ? 0 : (shape.has_full_layers ? 1 : 0) + (shape.window > 0 ? 1 : 0);
-  }
 
   static std::size_t prefill_bytes(const AttentionShape& shape, const StepLimits& limits) {
     return kernels::paged_prefill_workspace_bytes<T>(limits.max_num_tokens, limits.max_num_seqs, shape.num_q_heads,

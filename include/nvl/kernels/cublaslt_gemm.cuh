@@ -7,6 +7,7 @@
 #include <nvl/core/error.hpp>
 #include <nvl/kernels/detail/launch.cuh>
 #include <nvl/kernels/gemm_algo_cache.hpp>
+#include <nvl/kernels/gemm_workspace.hpp>
 #include <nvl/version.hpp>
 
 #include <algorithm>
@@ -121,8 +122,7 @@ void check_gemm_params(const GemmParams<T, Out>& p) {
 /// result may depend on the number of tokens of the call; they do not change from run to run.
 class CublasLtGemm {
  public:
-  /// [bytes] the workspace with which cuBLASLt's fast Hopper kernels all fit.
-  static constexpr std::size_t default_workspace_bytes = std::size_t{32} << 20;
+  static constexpr std::size_t default_workspace_bytes = gemm_workspace_bytes;
 
   /// \param workspace device memory of the caller's, aligned to 256 bytes, that outlives the object and graphs captured with it;
   ///        of any size, none included: cuBLASLt then splits less

@@ -16,6 +16,7 @@
 #include <nvl/kernels/paged_attention_decode_compute.cuh>
 #include <nvl/kernels/paged_attention_decode_plain.cuh>
 #include <nvl/kernels/paged_attention_decode_plan.cuh>
+#include <nvl/kernels/paged_attention_decode_workspace.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -30,7 +31,7 @@ namespace nvl::inline NVL_ABI {
 namespace kernels {
 
 /// How the split-KV kernel is built.
-template <int kColumnTiles = 1, int kWarps = 4, int kBlocksPerSm = 2, int kCopyWarps = 4>
+template <int kColumnTiles = 1, int kWarps = 4, int kBlocksPerSm = paged_decode_blocks_per_sm, int kCopyWarps = 4>
 struct PagedDecodeOptions {
   static constexpr int column_tiles = kColumnTiles;  // [8 columns] query tokens x heads of a group that share loads of K and V
   static constexpr int warps = kWarps;               // that compute
@@ -41,8 +42,8 @@ struct PagedDecodeOptions {
 /// The fastest measured on an H200. Tiles of wide heads are larger, so that fewer fit; two column tiles need the registers of two
 /// warps.
 template <int kHeadDim, int kColumnTiles = 1>
-using PagedDecodeDefaults =
-    PagedDecodeOptions<kColumnTiles, (kHeadDim > 128 ? 2 : 4), 2, (kHeadDim > 128 || kColumnTiles > 1 ? 2 : 4)>;
+using PagedDecodeDefaults = PagedDecodeOptions<kColumnTiles, (kHeadDim > 128 ? 2 : 4), paged_decode_blocks_per_sm,
+                                               (kHeadDim > 128 || kColumnTiles > 1 ? 2 : 4)>;
 
 /// Split-KV attention on tensor cores.
 template <class T, int kHeadDim, class Options = PagedDecodeDefaults<kHeadDim>>
@@ -62,7 +63,7 @@ struct PagedDecodeTraits {
   static constexpr int max_depth = 8;
   static constexpr int max_stages = warps * max_depth;
   static constexpr bool q_in_registers = kHeadDim / 8 * column_tiles <= 32;  // [registers] that its fragments take
-  static constexpr int partial_floats = columns * (kHeadDim + 2);
+  static constexpr int partial_floats = detail::paged_decode::partial_floats(columns, kHeadDim);
 
   static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, fp16>,
                 "nvl: PagedDecodeTraits are for bf16 and fp16; PagedDecodePlainTraits take every type");
@@ -127,30 +128,17 @@ std::int32_t group_size(const PagedDecodeParams<T>& p) {
 /// Places the arrays of the workspace at `base`; returns its size.
 template <class Traits>
 std::size_t place_workspace(const PagedDecodeParams<typename Traits::Element>& p, std::byte* base, Workspace& ws) {
-  ws.num_blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount) * Traits::blocks_per_sm, max_blocks);
-  ws.split_tiles = p.split_tokens / tile_tokens;
-  ws.num_partials = 2 * ws.num_blocks;
-  if (ws.split_tiles > 0) {
-    const std::int64_t units = p.layout.num_kv_heads * ceil_div(group_size(p) * p.max_query_len, Traits::columns);
-    const std::int64_t pieces = (p.max_kv_tokens / p.split_tokens + p.max_seqs) * units;
-    NVL_EXPECTS(pieces < (std::int64_t{1} << 31), "paged_decode max_kv_tokens", p.max_kv_tokens,
-                "so small that its partial sums can be counted in 31 bits");
-    ws.num_partials = static_cast<std::int32_t>(pieces);
-  }
-  std::size_t bytes = 0;
-  const auto place = [&]<class U>(U*& array, std::size_t count) {
-    array = reinterpret_cast<U*>(base + bytes);
-    bytes += (count * sizeof(U) + 255) / 256 * 256;
-  };
-  const auto max_seqs = static_cast<std::size_t>(p.max_seqs);
-  place(ws.arrivals, static_cast<std::size_t>(ws.num_partials));
-  place(ws.spans, static_cast<std::size_t>(ws.num_blocks));
-  place(ws.first_ids, static_cast<std::size_t>(ws.num_blocks) * 32);
-  place(ws.first_partial, ws.split_tiles > 0 ? max_seqs : 0);
-  place(ws.cost_end, max_seqs);
-  place(ws.tile_end, max_seqs);
-  place(ws.partials, static_cast<std::size_t>(ws.num_partials) * Traits::partial_floats);
-  return bytes;
+  return place_workspace({.num_sms = device_attribute(cudaDevAttrMultiProcessorCount),
+                          .blocks_per_sm = Traits::blocks_per_sm,
+                          .num_kv_heads = p.layout.num_kv_heads,
+                          .group_size = group_size(p),
+                          .head_dim = Traits::head_dim,
+                          .columns = Traits::columns,
+                          .max_query_len = p.max_query_len,
+                          .split_tokens = p.split_tokens,
+                          .max_seqs = p.max_seqs,
+                          .max_kv_tokens = p.max_kv_tokens},
+                         base, ws);
 }
 
 template <class T>
@@ -286,7 +274,7 @@ void launch_paged_decode(const PagedDecodeParams<typename Traits::Element>& p, c
 template <class T, int kHeadDim = 0, class F>
 decltype(auto) with_paged_decode_traits(const PagedDecodeParams<T>& p, F&& f) {
   if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, fp16>) {
-    const bool wide = detail::paged_decode::group_size(p) * p.max_query_len > 8;
+    const bool wide = paged_decode_column_tiles(detail::paged_decode::group_size(p), p.max_query_len) > 1;
     const auto with = [&]<int kDim>(std::integral_constant<int, kDim>) {
       return wide ? f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeDefaults<kDim, 2>>>()
                   : f.template operator()<PagedDecodeTraits<T, kDim, PagedDecodeDefaults<kDim, 1>>>();
@@ -300,7 +288,7 @@ decltype(auto) with_paged_decode_traits(const PagedDecodeParams<T>& p, F&& f) {
         case 256: return with(std::integral_constant<int, 256>{});
         default: break;
       }
-    } else if constexpr (kHeadDim >= 64) {
+    } else if constexpr (paged_decode_splits_kv<T>(kHeadDim)) {
       return with(std::integral_constant<int, kHeadDim>{});
     }
   }

@@ -11,6 +11,7 @@
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/paged_attention_decode_workspace.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -21,18 +22,6 @@
 namespace nvl::inline NVL_ABI {
 namespace kernels {
 
-/// What one thread block does: `num_tiles` tiles, from `tile` of `unit` of `seq` on.
-struct alignas(16) PagedDecodeSpan {
-  std::int32_t seq, unit, tile;                // `tile` counts from the sequence's first visible one
-  std::int32_t num_tiles;                      // 0: nothing
-  std::int32_t first_block;                    // thread block that has the first tile of the unit that the span begins in
-  std::int32_t last_block_of_first;            // that has the last tile of that unit
-  std::int32_t last_block_of_last;             // that has the last tile of the unit that the span ends in
-  std::int32_t block_stride;                   // [blocks] from row to row of the block tables
-  std::int32_t seq_len, query_len, query_row;  // of `seq`
-  std::int32_t padding;
-};
-
 /// Numbers of the balance, chosen on an H200 (16/8 heads, head_dim 128): docs/kernels/paged_attention_decode.md.
 struct PagedDecodeTuning {
   std::int32_t unit_cost = 6;          // [tiles] that the start and end of a unit cost
@@ -42,9 +31,6 @@ struct PagedDecodeTuning {
 };
 
 namespace detail::paged_decode {
-
-inline constexpr int tile_tokens = 16;
-inline constexpr int max_blocks = 1024;  // thread blocks of one launch
 
 /// Division by a number that the host knows, of numerators below 2^32 / divisor.
 struct Divisor {
@@ -90,22 +76,6 @@ struct SeqWork {
 struct Cut {
   std::int32_t seq, unit, tile;
 };
-
-/// Where things are in the caller's workspace.
-struct Workspace {
-  unsigned* arrivals;           // [num_partials] pieces of a unit that are done; zero between kernels
-  PagedDecodeSpan* spans;       // [num_blocks]
-  std::uint32_t* first_ids;     // [num_blocks, 32] KV blocks of a span's first tiles, so that its copies begin one read earlier
-  std::int32_t* first_partial;  // [max_seqs] with fixed splits: where a sequence's partial sums begin, -1: it is not cut
-  std::int64_t* cost_end;       // [max_seqs] scratch of the plan
-  std::int64_t* tile_end;       // [max_seqs] likewise
-  float* partials;              // [num_partials, columns x (head_dim + 2)]
-  std::int32_t num_blocks;      // thread blocks of the attention kernel
-  std::int32_t num_partials;
-  std::int32_t split_tiles;  // 0: balanced
-};
-
-NVL_HOST_DEVICE constexpr std::int32_t ceil_div(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 
 #if defined(__CUDACC__)
 

@@ -525,12 +525,6 @@ void check_sample_params(const SampleParams<T>& p) {
 
 }  // namespace detail
 
-/// [bytes] of SampleParams::workspace for steps of at most `max_rows` rows.
-constexpr std::size_t sampling_workspace_bytes(int max_rows, int vocab) {
-  return static_cast<std::size_t>(std::min(max_rows, detail::max_general_blocks)) * static_cast<std::size_t>(vocab) *
-         sizeof(float);
-}
-
 #if defined(__CUDACC__)
 
 /// Samples any rows. Checks, configures, launches. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
@@ -552,7 +546,7 @@ void launch_sample_general(const SampleParams<typename Traits::Element>& p, cuda
   };
   while (capacity > 0 && bytes() > static_cast<std::size_t>(max_shared)) { capacity /= 2; }
   NVL_EXPECTS(bytes() <= static_cast<std::size_t>(max_shared), "sampling vocab", p.vocab, "less: shared memory is full");
-  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(p.num_rows, detail::max_general_blocks))),
+  const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(p.num_rows, max_general_sampling_blocks))),
                                     .block = dim3(Traits::threads),
                                     .shared_bytes = bytes(),
                                     .stream = stream,

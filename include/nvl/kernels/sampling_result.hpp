@@ -1,5 +1,6 @@
 #pragma once
-/// What the sampling kernels write, as plain data that one copy brings to the host, and how the host reads it.
+/// What the sampling kernels write, as plain data that one copy brings to the host, how the host reads it, and the memory that
+/// they need beside it.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
@@ -57,6 +58,14 @@ struct SamplingResultLayout {
     }
   }
 };
+
+inline constexpr int max_general_sampling_blocks = 132;  // of the general kernel: each takes one row at a time
+
+/// [bytes] of SampleParams::workspace for steps of at most `max_rows` rows.
+constexpr std::size_t sampling_workspace_bytes(int max_rows, int vocab) {
+  return static_cast<std::size_t>(std::min(max_rows, max_general_sampling_blocks)) * static_cast<std::size_t>(vocab) *
+         sizeof(float);
+}
 
 /// True unless every row takes the most likely token or draws from all tokens, from the logits as they are and without
 /// log-probabilities: what the plain kernel does.

@@ -5,6 +5,7 @@
 #include <nvl/core/device_options.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/ops/cuda_memory.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -79,7 +80,7 @@ class PinnedBuffer {
 class CudaDevice {
  public:
   static constexpr std::string_view name = "cuda";
-  static constexpr std::size_t alignment = 256;  // [bytes] of every buffer
+  static constexpr std::size_t alignment = cuda_buffer_alignment;
 
   /// Zeroed memory out of the device's reserve; goes back with the device.
   class Buffer {
@@ -147,15 +148,9 @@ class CudaDevice {
     reserved_ = static_cast<std::size_t>(num_bytes);
   }
 
-  /// [bytes] that a buffer of `num_bytes` takes of the reserve
-  static constexpr std::int64_t buffer_bytes(std::int64_t num_bytes) noexcept {
-    constexpr auto unit = static_cast<std::int64_t>(alignment);
-    return (num_bytes + unit - 1) / unit * unit;
-  }
-
   /// Uninitialised memory out of the reserve.
   std::byte* take(std::size_t num_bytes) {
-    const auto size = static_cast<std::size_t>(buffer_bytes(static_cast<std::int64_t>(num_bytes)));
+    const auto size = static_cast<std::size_t>(cuda_buffer_bytes(static_cast<std::int64_t>(num_bytes)));
     if (size > reserved_ - used_) {
       raise(OutOfMemory("a buffer of " + std::to_string(num_bytes) + " bytes was not planned: " + std::to_string(used_) +
                         " of the reserved " + std::to_string(reserved_) + " bytes are in use"));

@@ -5,6 +5,7 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/ops/cuda_memory.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -16,7 +17,7 @@
 
 namespace nvl::inline NVL_ABI {
 
-class CudaGraphs {
+class CudaGraphs : public CudaGraphSizes {
  public:
   /// What a recorded step computes; smaller steps are padded.
   struct Size {
@@ -27,40 +28,6 @@ class CudaGraphs {
     Size size;
     cudaGraphExec_t exec = nullptr;
   };
-
-  static constexpr std::int32_t max_recorded_seqs = 512;     // larger batches keep the device busy without a graph
-  static constexpr std::int32_t max_recorded_prompt = 1024;  // [tokens] so do longer prompts
-  static constexpr std::int32_t min_recorded_prompt = 64;    // [tokens]
-
-  /// Decode: 1, 2, 4, then every 8 sequences up to `max_num_seqs`, which is the last: padding costs rows of matrix products but
-  /// reads no KV.
-  static std::vector<std::int32_t> batch_sizes(std::int32_t max_num_seqs) {
-    std::vector<std::int32_t> sizes;
-    const std::int32_t last = std::min(max_num_seqs, max_recorded_seqs);
-    for (const std::int32_t size : {1, 2, 4}) {
-      if (size < last) { sizes.push_back(size); }
-    }
-    for (std::int32_t size = 8; size < last; size += 8) { sizes.push_back(size); }
-    if (last > 0) { sizes.push_back(last); }
-    return sizes;
-  }
-
-  /// Prompts: every 64 tokens up to 512, then every 128.
-  static std::vector<std::int32_t> prompt_sizes(std::int32_t max_num_tokens) {
-    std::vector<std::int32_t> sizes;
-    for (std::int32_t size = min_recorded_prompt; size <= std::min(max_num_tokens, max_recorded_prompt);
-         size += size < 512 ? 64 : 128) {
-      sizes.push_back(size);
-    }
-    return sizes;
-  }
-
-  /// [bytes] that the driver will hold for the graphs of a model; measured, not promised.
-  static std::int64_t estimated_bytes(std::int32_t num_layers, std::int32_t max_num_seqs) {
-    constexpr std::int64_t bytes_per_layer = 16 << 10;
-    const std::size_t num_graphs = batch_sizes(max_num_seqs).size() + prompt_sizes(max_recorded_prompt).size();
-    return static_cast<std::int64_t>(num_graphs) * num_layers * bytes_per_layer;
-  }
 
   /// \param max_num_seqs of a step, 0: no graphs \param max_num_tokens of a step
   CudaGraphs(std::int32_t max_num_seqs, std::int32_t max_num_tokens) {

@@ -13,12 +13,12 @@
 #include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
-#include <nvl/core/weight_names.hpp>
 #include <nvl/kernels/block_copy.cuh>
 #include <nvl/kernels/detail/launch.cuh>
 #include <nvl/kernels/detail/trace.cuh>
 #include <nvl/kernels/embed.cuh>
 #include <nvl/kernels/gated_activation.cuh>
+#include <nvl/kernels/gemm_workspace.hpp>
 #include <nvl/kernels/linear.cuh>
 #include <nvl/kernels/qk_norm_rope_store.cuh>
 #include <nvl/kernels/rms_norm.cuh>
@@ -26,6 +26,7 @@
 #include <nvl/kernels/sampling.cuh>
 #include <nvl/ops/cuda_device.cuh>
 #include <nvl/ops/cuda_graphs.cuh>
+#include <nvl/ops/cuda_memory.hpp>
 #include <nvl/ops/cuda_step_stage.cuh>
 #include <nvl/ops/cuda_upload.cuh>
 #include <nvl/ops/device_ops.hpp>
@@ -77,20 +78,7 @@ class CudaOps {
 
   /// What it will take of the device's reserve, and what the driver will for the graphs.
   static FixedMemory fixed_memory(const ModelConfig& config, const StepLimits& limits, const DeviceOptions& options) {
-    FixedMemory memory;
-    for (const WeightSpec& spec : expected_weights(config)) {
-      std::int64_t elements = 1;
-      for (const std::int64_t extent : spec.shape) { elements *= extent; }
-      memory.weight_bytes += Device::buffer_bytes(elements * std::int64_t{sizeof(T)});
-    }
-    const auto buffer = [](std::size_t num_bytes) { return Device::buffer_bytes(static_cast<std::int64_t>(num_bytes)); };
-    const auto rows = static_cast<std::size_t>(limits.max_num_seqs);
-    memory.workspace_bytes = CudaStepStage::device_bytes(limits) + buffer(rope_bytes(config, limits)) +
-                             buffer(Linear::default_workspace_bytes) +
-                             buffer(kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)) +
-                             buffer(results_layout(limits).bytes()) + buffer(rows * sizeof(TokenId)) + rounding_bytes;
-    if (options.use_graphs) { memory.graph_bytes = CudaGraphs::estimated_bytes(config.num_layers, limits.max_num_seqs); }
-    return memory;
+    return cuda_fixed_memory<T>(config, limits, options);
   }
 
   CudaOps(CudaDevice& device, const ModelConfig& config, const StepLimits& limits)
@@ -98,9 +86,9 @@ class CudaOps {
         limits_(limits),
         stage_(device, limits),
         graphs_(device.options().use_graphs ? limits.max_num_seqs : 0, limits.max_num_tokens),
-        linear_workspace_(device, Linear::default_workspace_bytes),
+        linear_workspace_(device, kernels::gemm_workspace_bytes),
         linear_(std::span(linear_workspace_.template as<std::byte>(), linear_workspace_.size_bytes())),
-        results_layout_(results_layout(limits)),
+        results_layout_(sampling_results(limits)),
         sampler_workspace_(device, kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)),
         results_(device, results_layout_.bytes()),
         sampled_(device, static_cast<std::size_t>(limits.max_num_seqs) * sizeof(TokenId)),
@@ -322,17 +310,6 @@ class CudaOps {
     CudaEvent begin{cudaEventDefault}, end{cudaEventDefault};
     std::int32_t num_rows = 0;
   };
-
-  // What the plan does not round: eight arrays of activations, and the buffers of these, of the logits and of the KV cache.
-  static constexpr std::int64_t rounding_bytes = 12 * std::int64_t{Device::alignment};
-
-  static kernels::SamplingResultLayout results_layout(const StepLimits& limits) noexcept {
-    return {.max_rows = limits.max_num_seqs, .max_top_logprobs = limits.max_logprobs};
-  }
-
-  static std::size_t rope_bytes(const ModelConfig& config, const StepLimits& limits) noexcept {
-    return static_cast<std::size_t>(limits.max_model_len) * static_cast<std::size_t>(config.head_dim) * sizeof(float);
-  }
 
   static void require_multiple_of_8(const char* what, std::int32_t value) {
     if (value % 8 != 0) {

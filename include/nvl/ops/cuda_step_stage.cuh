@@ -9,6 +9,7 @@
 #include <nvl/core/step_limits.hpp>
 #include <nvl/ops/cuda_device.cuh>
 #include <nvl/ops/cuda_graphs.cuh>
+#include <nvl/ops/cuda_memory.hpp>
 
 #include <algorithm>
 #include <array>
@@ -27,13 +28,9 @@ class CudaStepStage {
  public:
   CudaStepStage(CudaDevice& device, const StepLimits& limits)
       : device_(device),
-        capacity_(step_bytes(largest(limits))),
+        capacity_(step_bytes(largest_step(limits))),
         on_device_(device, capacity_),
         on_host_{PinnedBuffer(capacity_), PinnedBuffer(capacity_)} {}
-
-  static std::int64_t device_bytes(const StepLimits& limits) {
-    return CudaDevice::buffer_bytes(static_cast<std::int64_t>(step_bytes(largest(limits))));
-  }
 
   /// For a device that hangs: see PinnedBuffer.
   void abandon() noexcept {
@@ -72,19 +69,6 @@ class CudaStepStage {
   }
 
  private:
-  static StepShape largest(const StepLimits& limits) {
-    const auto seqs = static_cast<std::size_t>(limits.max_num_seqs);
-    const auto length = static_cast<std::size_t>(limits.max_model_len);
-    return {.num_tokens = static_cast<std::size_t>(limits.max_num_tokens),
-            .num_seqs = seqs,
-            .max_blocks_per_seq = ceil_div(length, static_cast<std::size_t>(limits.block_size)),
-            .num_samples = seqs,
-            .num_logit_bias = seqs * static_cast<std::size_t>(limits.max_logit_bias),
-            .num_banned = seqs * static_cast<std::size_t>(limits.max_banned),
-            .num_history = seqs * length,
-            .num_copies = seqs};
-  }
-
   const StepInput& view(const StepShape& shape, const StepInput& in) {
     on_device_view_ = place_step(shape, on_device_.as<std::byte>());
     on_device_view_.step = in.step;

@@ -23,7 +23,6 @@ inline constexpr std::uint32_t no_key = 0x007fffffu;      // logit_key(-infinity
 inline constexpr std::uint32_t lowest_key = 0x00800000u;  // logit_key(lowest_logit)
 inline constexpr std::uint32_t all_lanes = 0xffffffffu;
 inline constexpr int max_chunks_per_lane = 9;   // of the warp that finishes a row
-inline constexpr int max_general_blocks = 132;  // of the general kernel: each takes one row at a time
 
 NVL_HOST_DEVICE constexpr int num_chunks(int vocab) { return (vocab + chunk_logits - 1) / chunk_logits; }
 
