@@ -85,12 +85,13 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
           .max_logprobs = options.limits.max_logprobs};
 }
 
-/// What `options` mean for a model whose activations and KV have `element_bytes`, on a device with `device` memory, of which
-/// `fixed_memory(limits)` is needed besides.
+/// What `options` mean for a model whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device
+/// with `device` memory, of which `fixed_memory(limits)` is needed besides.
 /// \throws InvalidArgument for an option out of range; OutOfMemory, with the arithmetic, if not even one block fits.
 template <class FixedMemoryOf>
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
-                       std::int64_t element_bytes, const DeviceMemory& device, FixedMemoryOf&& fixed_memory) {
+                       std::int64_t element_bytes, std::int64_t kv_element_bytes, const DeviceMemory& device,
+                       FixedMemoryOf&& fixed_memory) {
   NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
   NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
               options.max_num_batched_tokens, "1 to 2^20");
@@ -112,7 +113,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   plan.activation_bytes =
       (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
   plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
-  plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * element_bytes;
+  plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * kv_element_bytes;
 
   plan.fixed = fixed_memory(step_limits(config, plan, options, block_size));
 
@@ -129,7 +130,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
           "no room for a KV cache: one block of " + std::to_string(block_size) + " tokens takes " +
           std::to_string(plan.kv_bytes_per_block) + " bytes (" + std::to_string(config.num_layers) + " layers x 2 x " +
           std::to_string(config.num_kv_heads) + " KV heads x " + std::to_string(config.head_dim) + " x " +
-          std::to_string(element_bytes) + " bytes x " + std::to_string(block_size) + " tokens), the budget is " +
+          std::to_string(kv_element_bytes) + " bytes x " + std::to_string(block_size) + " tokens), the budget is " +
           std::to_string(budget) + " bytes" +
           (others > 0 ? ": " + std::to_string(device.budget_bytes) + " less these:\n" + to_table(plan) : std::string())));
     }
@@ -146,8 +147,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
 template <class Attention>
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
   using Ops = typename Attention::Ops;
-  return plan_memory(config, options, Attention::block_size, sizeof(typename Attention::Element),
-                     Ops::Device::memory(options.device), [&](const StepLimits& limits) {
+  constexpr std::int64_t element_bytes = sizeof(typename Attention::Element);
+  return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, Ops::Device::memory(options.device),
+                     [&](const StepLimits& limits) {
                        FixedMemory fixed;
                        if constexpr (requires { Ops::fixed_memory(config, limits, options.device); }) {
                          fixed = Ops::fixed_memory(config, limits, options.device);
