@@ -54,6 +54,7 @@ EngineOptions eager_options() {
 /// Two requests on an engine that fails: each ends once, the engine says why and takes no more, and its destructor returns.
 void check_failure(Fault fault, const EngineOptions& options, const char* words) {
   int ends = 0;
+  fault_to_come = Fault::none;
   {
     FaultyEngine gpu(cuda_tiny_config(), cuda_tiny_weights(), options);
     fault_to_come = fault;

@@ -139,6 +139,12 @@ class CublasLtGemm {
   CublasLtGemm& operator=(const CublasLtGemm&) = delete;
   ~CublasLtGemm() { wait_for_first_query(); }
 
+  /// For a device that hangs: loses the handle, whose destruction would wait for it.
+  void abandon() noexcept {
+    wait_for_first_query();
+    static_cast<void>(handle_.release());
+  }
+
   std::span<std::byte> workspace() const noexcept { return workspace_; }
 
   /// Asynchronous on `stream`; allocates no device memory; safe inside CUDA graph capture once the same kind of call was made.

@@ -50,6 +50,9 @@ class Linear {
   /// \param workspace see CublasLtGemm
   explicit Linear(std::span<std::byte> workspace) : cublaslt_(workspace) {}
 
+  /// For a device that hangs: see CublasLtGemm.
+  void abandon() noexcept { cublaslt_.abandon(); }
+
   /// Pointers: device memory, aligned to 16 bytes. Asynchronous on `stream`; allocates no device memory; may be captured.
   /// \param out [num_rows, out_features], not overlapping the others \param x [num_rows, in_features]
   /// \param w [out_features, in_features] \param bias [out_features], or nullptr, as it has to be where Out is not T

@@ -148,9 +148,9 @@ class ModelRunner {
         in.sampling[s].top_k = 2;  // the sampler of all kinds of rows
       }
       run(ops_.stage(in), outputs_[0]);
+      static_cast<void>(ops_.read(activations_.logits, 1));  // waits: memory for staging is there for two steps
       if (num_tokens == limits_.max_num_tokens) { break; }
     }
-    static_cast<void>(ops_.read(activations_.logits, 1));  // waits
   }
 
   static constexpr std::size_t elements_to_bytes(std::int64_t elements) {

@@ -106,6 +106,7 @@ class CudaOps {
     if (!device_.has_hung()) { return; }
     stage_.abandon();
     graphs_.abandon();
+    linear_.abandon();
     for (Slot& slot : slots_) { slot.results.abandon(); }
   }
 
@@ -173,6 +174,7 @@ class CudaOps {
           StepInput nothing;
           nothing.min_query_len = nothing.max_query_len = size.num_tokens / size.num_seqs;
           run(stage_.stage(nothing, size));
+          NVL_CUDA_CHECK(cudaStreamSynchronize(stream()));  // the step's copy has left the stage's memory, which is for two steps
         },
         [&](CudaGraphs::Size size) { run(stage_.view_of(size)); });
     is_capturing_ = false;

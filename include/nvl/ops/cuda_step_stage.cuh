@@ -22,8 +22,9 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Two steps may be under way: each has its own host memory. They share the device memory, which a step's copy overwrites when
-/// the step before it has been computed, being in the same stream.
+/// Two steps may be under way: each has its own host memory, and a third is staged only when the first is done, which is the
+/// caller's to see to. They share the device memory, which a step's copy overwrites when the step before it has been computed,
+/// being in the same stream.
 class CudaStepStage {
  public:
   CudaStepStage(CudaDevice& device, const StepLimits& limits)
