@@ -164,8 +164,9 @@ class StepBuffer {
   StepInput& layout(const StepShape& shape) {
     size_ = step_bytes(shape);
     if (size_ > capacity_) {
-      capacity_ = std::max(size_, capacity_ * 2);
-      bytes_ = std::make_unique_for_overwrite<std::byte[]>(capacity_ + step_alignment);
+      const std::size_t wanted = std::max(size_, capacity_ * 2);
+      bytes_ = std::make_unique_for_overwrite<std::byte[]>(wanted + step_alignment);
+      capacity_ = wanted;
     }
     auto* const base = reinterpret_cast<std::byte*>(detail::align_step_array(reinterpret_cast<std::uintptr_t>(bytes_.get())));
     input_ = place_step(shape, base);

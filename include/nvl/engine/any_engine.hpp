@@ -28,6 +28,7 @@ class AnyEngine {
   AnyEngine(const AnyEngine&) = delete;
   AnyEngine& operator=(const AnyEngine&) = delete;
 
+  virtual void validate(const Request& request) const = 0;
   virtual RequestId submit(Request request, RequestCallbacks callbacks = {}) = 0;
   virtual bool abort(RequestId id) = 0;
   virtual bool step() = 0;
@@ -51,6 +52,7 @@ class AnyEngineOf final : public AnyEngine {
   template <class... Args>
   explicit AnyEngineOf(Args&&... args) : engine_(std::forward<Args>(args)...) {}
 
+  void validate(const Request& request) const override { engine_.validate(request); }
   RequestId submit(Request request, RequestCallbacks callbacks) override {
     return engine_.submit(std::move(request), std::move(callbacks));
   }

@@ -9,9 +9,11 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
+#include <nvl/engine/completion.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
+#include <nvl/engine/request_rules.hpp>
 #include <nvl/engine/request_state.hpp>
 #include <nvl/engine/step_builder.hpp>
 #include <nvl/kv/block_allocator.hpp>
@@ -31,6 +33,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
@@ -96,20 +99,26 @@ class Engine {
 
   /// Requests that have not finished are aborted: each still gets its on_finish.
   ~Engine() {
-    failure_ = "it is being destroyed";  // so that an on_finish cannot submit
+    failure_ = "it is closing";  // so that an on_finish cannot submit; short enough to need no memory
     contain([&] { finish_all(FinishReason::abort, {}); }, [](const char*) {});
   }
+
+  /// Throws what `submit` would for a request that can never run, and does nothing else. Any thread may call it at any time.
+  void validate(const Request& request) const { nvl::validate(request, config_, options_, plan_); }
 
   /// Queues a request; it runs in `step`.
   /// \throws InvalidArgument that names the parameter, its value and the rule; Error if the engine has failed. Then nothing changed.
   RequestId submit(Request request, RequestCallbacks callbacks = {}) {
     if (!failure_.empty()) { raise(Error("the engine has failed and takes no request: " + failure_)); }
-    validate_request(request);
+    validate(request);
+    // From here to its end nothing that frees its blocks needs memory.
+    reserve_for_one_more(finished_, finished_.size() + requests_.size());
+    reserve_for_one_more(retired_, requests_.size());
     auto state = std::make_unique<RequestState>();
     state->id = SeqId{next_id_};
     state->request = RequestId{next_id_};
     state->num_prompt = static_cast<std::int32_t>(request.prompt_ids.size());
-    state->max_total_tokens = total_tokens(request);
+    state->max_total_tokens = total_tokens(request, plan_);
     state->priority = request.priority;
     state->seed = request.sampling.seed ? *request.sampling.seed : random_();
     state->stop_ids = request.sampling.stop_token_ids;
@@ -135,6 +144,8 @@ class Engine {
     }
     ++next_id_;
     ++stats_.num_submitted;
+    ++stats_.num_queued;
+    stats_.queued_tokens += static_cast<std::uint64_t>(queued.num_prompt);
     return id;
   }
 
@@ -154,8 +165,8 @@ class Engine {
     NVL_EXPECTS(!in_step_, "step", "called from a callback", "called by the engine's owner only");
     in_step_ = true;
     // What has finished may still be a row of the step in flight, which this call collects.
-    retired_ = std::move(finished_);
-    finished_.clear();
+    retired_.clear();
+    retired_.swap(finished_);
     bool worked = false;
     contain([&] { worked = run_step(); }, [&](const char* what) { fail(what); });
     in_step_ = false;
@@ -167,7 +178,7 @@ class Engine {
   /// Runs `requests` to the end, along with whatever else was submitted, and returns their results in order.
   std::vector<Completion> generate(std::vector<Request> requests) {
     NVL_EXPECTS(!in_step_, "generate", "called from a callback", "called by the engine's owner only");
-    for (const Request& request : requests) { validate_request(request); }
+    for (const Request& request : requests) { validate(request); }
     struct Results {
       std::vector<Completion> completions;
       std::size_t remaining;
@@ -176,8 +187,9 @@ class Engine {
     const auto results = std::make_shared<Results>(Results{std::vector<Completion>(requests.size()), requests.size()});
     for (std::size_t i = 0; i < requests.size(); ++i) {
       submit(std::move(requests[i]), {.on_token = {}, .on_finish = [results, i](const Completion& done) {
-                                        results->completions[i] = done;
                                         --results->remaining;
+                                        results->completions[i].finish_reason = FinishReason::error;  // if there is no memory
+                                        results->completions[i] = done;
                                       }});
     }
     while (results->remaining > 0) { step(); }
@@ -189,7 +201,7 @@ class Engine {
   /// \throws InvalidArgument for ids out of range or more than the cache has room for.
   template <class Visit>
   void prompt_logits(std::span<const TokenId> ids, Visit&& visit, std::int32_t first = 0) {
-    validate_ids(ids);
+    validate_ids(ids, config_, plan_);
     NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first,
                 "below the prompt's " + std::to_string(ids.size()) + " tokens");
     const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
@@ -267,7 +279,7 @@ class Engine {
   };
 
   static const ModelConfig& checked(const ModelConfig& config) {
-    validate(config);
+    nvl::validate(config);
     if (!Attention::supports(config.head_dim)) {
       raise(Unsupported("head_dim " + std::to_string(config.head_dim) +
                         " is not one that this engine's attention backend is compiled for"));
@@ -280,43 +292,15 @@ class Engine {
     return (std::uint64_t{source()} << 32) | source();
   }
 
-  std::int32_t total_tokens(const Request& request) const noexcept {
-    const std::int64_t wanted = static_cast<std::int64_t>(request.prompt_ids.size()) + request.sampling.max_tokens;
-    return static_cast<std::int32_t>(std::min<std::int64_t>(wanted, plan_.max_model_len));
-  }
-
-  void validate_ids(std::span<const TokenId> ids) const {
-    NVL_EXPECTS(!ids.empty(), "prompt_ids", "empty", "at least one token");
-    NVL_EXPECTS(std::ssize(ids) <= plan_.max_model_len, "prompt_ids length", ids.size(),
-                "at most max_model_len (" + std::to_string(plan_.max_model_len) + ")");
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      NVL_EXPECTS(ids[i] >= 0 && ids[i] < config_.vocab_size, "prompt_ids[" + std::to_string(i) + "]", ids[i],
-                  "below the vocabulary size (" + std::to_string(config_.vocab_size) + ")");
-    }
-  }
-
-  void validate_request(const Request& request) const {
-    validate_ids(request.prompt_ids);
-    NVL_EXPECTS(std::ssize(request.prompt_ids) < plan_.max_model_len, "prompt_ids length", request.prompt_ids.size(),
-                "below max_model_len (" + std::to_string(plan_.max_model_len) + "), to leave room for an output token");
-    validate(request.sampling, config_.vocab_size, options_.limits);
-    NVL_EXPECTS(request.sampling.stop.empty() || options_.token_text, "stop", request.sampling.stop.size(),
-                "empty: this engine has no TokenText to match strings against");
-    // The last token's K and V are never stored.
-    const std::int64_t stored = total_tokens(request) - 1;
-    const std::int64_t blocks = ceil_div<std::int64_t>(stored, block_size);
-    NVL_EXPECTS(blocks <= plan_.num_blocks, "KV blocks of the request", blocks,
-                "at most the " + std::to_string(plan_.num_blocks) + " of the KV cache: " +
-                    std::to_string(request.prompt_ids.size()) + " prompt + " + std::to_string(request.sampling.max_tokens) +
-                    " max_tokens - 1 = " + std::to_string(stored) + " tokens in blocks of " + std::to_string(block_size));
-  }
-
   bool run_step() {
     Flight& current = flights_[current_];
     Flight& next = flights_[1 - current_];
-    if (!current.is_launched && !launch(current)) {
-      if (has_work()) { raise(Error("the scheduler has requests but planned nothing")); }
-      return false;
+    if (!current.is_launched) {
+      if (!launch(current)) {
+        if (has_work()) { raise(Error("the scheduler has requests but planned nothing")); }
+        return false;
+      }
+      if (!current.is_launched) { return true; }
     }
     if constexpr (Ops::runs_ahead) {
       if (may_run_ahead(current.batch)) { launch(next); }
@@ -332,19 +316,51 @@ class Engine {
     return true;
   }
 
-  /// Plans a step and starts it. False if there is nothing to do.
+  /// Plans a step and starts it. False if there is nothing to do. Without the host memory for it nothing is started: a plan is
+  /// tried again by the next step, a step that is planned ends its requests.
   bool launch(Flight& flight) {
     ScheduledBatch& batch = flight.batch;
     batch.clear();
-    scheduler_.schedule(allocator_, batch);
+    if (!plan(batch)) { return true; }
     stats_.num_preemptions += batch.preempted.size();
     if (batch.empty()) { return false; }
     note_admissions(batch);
-    const StepInput& in = build_step_input(batch, block_size, next_step_++, flight.buffer);
-    reserve_outputs(batch);
-    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->runner.launch(in); });
+    StepInput* in = nullptr;
+    contain(
+        [&] {
+          StepInput& built = build_step_input(batch, block_size, next_step_, flight.buffer);
+          reserve_outputs(batch);
+          in = &built;
+        },
+        [&](const char* what) { drop(batch, what); });
+    if (in == nullptr) { return true; }
+    ++next_step_;
+    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->runner.launch(*in); });
     flight.is_launched = true;
     return true;
+  }
+
+  /// False if the scheduler threw and has changed nothing.
+  bool plan(ScheduledBatch& batch) {
+    std::string error;
+    bool planned = false;
+    contain(
+        [&] {
+          scheduler_.schedule(allocator_, batch);
+          planned = true;
+        },
+        [&](const char* what) { error = what; });
+    num_failed_plans_ = planned ? 0 : num_failed_plans_ + 1;
+    const bool unchanged = batch.empty() && batch.preempted.empty() && batch.swapped.empty();
+    if (!planned && (!unchanged || num_failed_plans_ == max_failed_plans)) { raise(Error("the scheduler threw: " + error)); }
+    return planned;
+  }
+
+  /// `batch` will not be computed.
+  void drop(const ScheduledBatch& batch, const char* what) {
+    const bool has_others = !batch.copies.empty() || !batch.swap_out.empty() || !batch.swap_in.empty();
+    if (has_others) { raise(Error(what)); }  // blocks of requests that are not in the batch have lost their content
+    for (const ScheduledSeq& entry : batch.seqs) { finish(state_of(*entry.seq), FinishReason::error, what); }
   }
 
   /// Puts a placeholder behind each sequence that will get a token, so that the scheduler can plan with it before it is known.
@@ -367,6 +383,12 @@ class Engine {
     });
   }
 
+  /// It is scheduled for the first time, or never will be.
+  void leave_queue(const RequestState& request) noexcept {
+    --stats_.num_queued;
+    stats_.queued_tokens -= static_cast<std::uint64_t>(request.num_prompt);
+  }
+
   void leave_scheduler(RequestState& request) {
     if (!request.is_scheduled) { return; }
     request.is_scheduled = false;
@@ -380,6 +402,7 @@ class Engine {
       if (request.was_scheduled) { continue; }
       request.was_scheduled = true;
       request.scheduled = now;
+      leave_queue(request);
       stats_.prompt_tokens += static_cast<std::uint64_t>(request.num_prompt);
       request.num_cached_prompt = request.num_cached;
       stats_.cached_prompt_tokens += static_cast<std::uint64_t>(request.num_cached);
@@ -397,20 +420,27 @@ class Engine {
       RequestState& request = state_of(*entry.seq);
       const SampledToken* sampled = entry.needs_sample ? &output.sampled[row++] : nullptr;
       if (request.status == SeqStatus::finished) { continue; }  // it ended while this step ran
-      if (sampled != nullptr && !sampled->finite) {
-        forget_blocks(request);
-        finish(request, FinishReason::error, "the model's logits are not finite (NaN or infinity)");
-        continue;
-      }
-      const std::int32_t end = entry.first_position + entry.num_tokens;
-      if (sampled != nullptr) {
-        request.tokens[static_cast<std::size_t>(end)] = sampled->token;
-        --request.num_pending;
-      }
-      // A sequence that was preempted meanwhile has less.
-      publish_full_blocks(request, allocator_, block_size, std::min(end, request.num_computed));
-      if (sampled != nullptr) { accept(request, *sampled, end + 1, now); }
+      contain([&] { commit(request, entry.first_position + entry.num_tokens, sampled, now); },
+              [&](const char* what) {
+                if (request.status != SeqStatus::finished) { finish(request, FinishReason::error, what); }
+              });
     }
+  }
+
+  /// The first `end` tokens of `request` are computed. `sampled`: the one after them, or nullptr
+  void commit(RequestState& request, std::int32_t end, const SampledToken* sampled, RequestState::Clock::time_point now) {
+    if (sampled != nullptr && !sampled->finite) {
+      forget_blocks(request);
+      finish(request, FinishReason::error, "the model's logits are not finite (NaN or infinity)");
+      return;
+    }
+    if (sampled != nullptr) {
+      request.tokens[static_cast<std::size_t>(end)] = sampled->token;
+      --request.num_pending;
+    }
+    // A sequence that was preempted meanwhile has less.
+    publish_full_blocks(request, allocator_, block_size, std::min(end, request.num_computed));
+    if (sampled != nullptr) { accept(request, *sampled, end + 1, now); }
   }
 
   /// `num_known`: [tokens] of the sequence up to `sampled`
@@ -458,58 +488,44 @@ class Engine {
     return ok;
   }
 
-  /// The one way out of the engine.
-  void finish(RequestState& request, FinishReason reason, std::string error = {}) {
+  /// The one way out of the engine. Needs no memory: without it the result is an error that says so.
+  void finish(RequestState& request, FinishReason reason, std::string_view error = {}) {
     leave_scheduler(request);
+    if (!request.was_scheduled) { leave_queue(request); }
     release_blocks(request, allocator_);
     request.tokens.resize(request.tokens.size() - static_cast<std::size_t>(request.num_pending));
     request.num_pending = 0;
     request.status = SeqStatus::finished;
     request.finish_reason = reason;
-    ++stats_.num_finished[static_cast<std::size_t>(reason)];
     auto node = requests_.extract(request.request);
     finished_.push_back(std::move(node.mapped()));  // kept for two steps, those that may still hold a reference
-    const Completion done = completion_of(request, std::move(error));
+    Completion done;
+    contain([&] { done = completion_of(request, error); },
+            [&](const char*) {
+              done = Completion();
+              done.request = request.request;
+              done.finish_reason = FinishReason::error;
+              done.error = "out of memory";  // short enough to need none
+            });
+    count_finished(request, done);
     if (request.callbacks.on_finish) {
       contain([&] { request.callbacks.on_finish(done); },
               [](const char*) {});  // the request has ended already: nothing is left to do
     }
   }
 
-  Completion completion_of(RequestState& request, std::string error) {
-    const auto seconds = [](RequestState::Clock::time_point from, RequestState::Clock::time_point to) {
-      return std::chrono::duration<double>(to - from).count();
-    };
-    const auto now = RequestState::Clock::now();
-    Completion done;
-    done.request = request.request;
-    const auto prompt_end = request.tokens.begin() + request.num_prompt;
-    done.prompt_ids.assign(request.tokens.begin(), prompt_end);
-    done.output_ids.assign(prompt_end, request.tokens.end());
-    done.text = std::move(request.text);
-    done.finish_reason = request.finish_reason;
-    if (request.text_stream) { done.stop_string = request.text_stream->matched_stop(); }
-    done.stop_token = request.stop_token;
-    done.logprobs = std::move(request.logprobs);
-    done.seed = request.seed;
-    done.num_cached_tokens = request.num_cached_prompt;
-    done.num_preemptions = request.num_preemptions;
-    done.error = std::move(error);
-    done.timings.e2e = seconds(request.submitted, now);
+  void count_finished(const RequestState& request, const Completion& done) noexcept {
+    ++stats_.num_finished[static_cast<std::size_t>(done.finish_reason)];
     stats_.e2e.add(done.timings.e2e);
-    if (request.was_scheduled) {
-      done.timings.queue = seconds(request.submitted, request.scheduled);
-      stats_.queue.add(done.timings.queue);
-    }
-    if (request.num_output() > 0) {
-      done.timings.ttft = seconds(request.submitted, request.first_token);
-      stats_.ttft.add(done.timings.ttft);
-    }
-    if (request.num_output() > 1) {
-      done.timings.tpot = seconds(request.first_token, request.last_token) / (request.num_output() - 1);
-      stats_.tpot.add(done.timings.tpot);
-    }
-    return done;
+    if (request.was_scheduled) { stats_.queue.add(done.timings.queue); }
+    if (request.num_output() > 0) { stats_.ttft.add(done.timings.ttft); }
+    if (request.num_output() > 1) { stats_.tpot.add(done.timings.tpot); }
+  }
+
+  /// So that `list` takes one more than `size` without asking for memory.
+  template <class T>
+  static void reserve_for_one_more(std::vector<T>& list, std::size_t size) {
+    if (list.capacity() <= size) { list.reserve(2 * size + 16); }
   }
 
   void forget_blocks(RequestState& request) {
@@ -519,12 +535,12 @@ class Engine {
   }
 
   void fail(const char* what) {
-    failure_ = what;
+    contain([&] { failure_ = what; }, [&](const char*) { failure_ = "out of memory"; });
     for (Flight& flight : flights_) { flight.is_launched = false; }
     finish_all(FinishReason::error, failure_);
   }
 
-  void finish_all(FinishReason reason, const std::string& error) {
+  void finish_all(FinishReason reason, std::string_view error) {
     while (!requests_.empty()) { finish(*requests_.begin()->second, reason, error); }
   }
 
@@ -563,6 +579,8 @@ class Engine {
   std::string failure_;
   std::uint64_t next_id_ = 0;
   std::uint64_t next_step_ = 0;
+  static constexpr int max_failed_plans = 3;
+  int num_failed_plans_ = 0;  // in a row
   bool in_step_ = false;
 };
 

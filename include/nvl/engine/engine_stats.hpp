@@ -70,6 +70,8 @@ struct EngineStats {
   std::uint64_t scheduled_seqs = 0;  // sum over steps; / num_steps = mean batch
   std::uint32_t num_waiting = 0;     // requests, now
   std::uint32_t num_running = 0;
+  std::uint32_t num_queued = 0;         // requests never scheduled so far, now
+  std::uint64_t queued_tokens = 0;      // of their prompts
   std::uint32_t num_blocks = 0;         // of the KV cache
   std::uint32_t num_free_blocks = 0;    // now; cached ones that can be evicted count as free
   double exposed_host_seconds = 0;      // that the device waited for the host between two steps; 0 where there is no device

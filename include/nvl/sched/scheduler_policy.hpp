@@ -50,7 +50,8 @@ concept has_num_running = requires(const S& s) {
 /// | `cs.num_running()`        | std::uint32_t | [sequences] with blocks                                                                   |
 ///
 /// The functions of sched/admission.hpp admit, grow and preempt, and keep the fields of Sequence right. A sequence that was
-/// preempted is not in the batch of the same step. Once no more are added, every sequence ends.
+/// preempted is not in the batch of the same step. Once no more are added, every sequence ends. Without the memory to plan,
+/// `schedule` may throw: if it leaves the batch empty and everything as it was, the engine calls it again.
 template <class S, class A = BlockAllocatorArchetype>
 concept SchedulerPolicy = std::movable<S> && std::constructible_from<S, const SchedulerOptions&> && BlockAllocator<A> &&
                           detail::scheduler_policy::has_add<S> && detail::scheduler_policy::has_schedule<S, A> &&
