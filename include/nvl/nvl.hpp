@@ -14,4 +14,5 @@
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/version.hpp>

@@ -7,6 +7,7 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
@@ -34,6 +35,11 @@ TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[confor
 TEMPLATE_TEST_CASE("PrefillFirstScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
                    PrefixCacheAllocator, FourBitCache) {
   CHECK(testing::check_scheduler_policy<PrefillFirstScheduler, TestType>().text() == "");
+}
+
+TEMPLATE_TEST_CASE("TokenBudgetScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
+                   PrefixCacheAllocator, FourBitCache) {
+  CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<>, TestType>().text() == "");
 }
 
 TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "[conformance][host]", CpuPagedAttention<float>,

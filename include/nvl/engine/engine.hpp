@@ -83,7 +83,8 @@ class Engine {
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks), .block_size = block_size}),
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
-                                    .block_size = block_size}),
+                                    .block_size = block_size,
+                                    .scheduling = options_.scheduling}),
         parallel_(std::move(parallel)),
         random_(options_.seed ? *options_.seed : random_seed()) {
     ranks_.resize(parallel_.num_local_ranks());

@@ -10,6 +10,7 @@
 #include <nvl/core/sampling_params.hpp>
 #include <nvl/core/step_limits.hpp>
 #include <nvl/core/token_text.hpp>
+#include <nvl/sched/scheduling_options.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -30,6 +31,7 @@ struct EngineOptions {
   DeviceOptions device{};                         // where it runs
   std::optional<std::uint64_t> seed{};            // seeds of requests without one are drawn from it; none = from the system
   RequestLimits limits{};                         // what one request may ask for
+  SchedulingOptions scheduling{};                 // of schedulers that mix prompts and decodes in a step
   std::shared_ptr<const TokenText> token_text{};  // turns ids into text; without it there is no text and no stop string
 };
 
@@ -100,6 +102,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
       "at least max_num_seqs (" + std::to_string(options.max_num_seqs) + "): each running sequence computes a token a step");
   NVL_EXPECTS(options.max_model_len >= 0 && options.max_model_len <= config.max_position_embeddings, "max_model_len",
               options.max_model_len, "0 to the model's " + std::to_string(config.max_position_embeddings));
+  validate(options.scheduling);
   NVL_EXPECTS(options.kv_cache_memory_bytes >= 0, "kv_cache_memory_bytes", options.kv_cache_memory_bytes, "not negative");
   NVL_EXPECTS(options.num_blocks >= 0 && options.num_blocks < (std::int64_t{1} << 31), "num_blocks", options.num_blocks,
               "0 to 2^31 - 1");

@@ -4,6 +4,7 @@
 #include <nvl/core/config.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
+#include <nvl/sched/scheduling_options.hpp>
 #include <nvl/sched/sequence.hpp>
 
 #include <concepts>
@@ -15,6 +16,7 @@ struct SchedulerOptions {
   std::int32_t max_num_seqs = 256;             // sequences running at once
   std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
   std::int32_t block_size = 16;                // [tokens]
+  SchedulingOptions scheduling{};              // of policies that mix prompts and decodes
 };
 
 namespace detail::scheduler_policy {
@@ -46,8 +48,8 @@ concept has_num_running = requires(const S& s) {
 /// |                           |               | `seq.block_table` and `seq.num_computed` is past them; a sequence that gets nothing keeps |
 /// |                           |               | what it had; empty only if no sequence has tokens to compute                              |
 /// | `s.remove(seq)`           | void          | forgets `seq`, in whatever state; its blocks are the caller's to release                  |
-/// | `cs.num_waiting()`        | std::uint32_t | [sequences] without blocks                                                                |
-/// | `cs.num_running()`        | std::uint32_t | [sequences] with blocks                                                                   |
+/// | `cs.num_running()`        | std::uint32_t | [sequences] running or loading                                                            |
+/// | `cs.num_waiting()`        | std::uint32_t | [sequences] that are neither: waiting, preempted, swapped                                 |
 ///
 /// The functions of sched/admission.hpp admit, grow and preempt, and keep the fields of Sequence right. A sequence that was
 /// preempted is not in the batch of the same step. Once no more are added, every sequence ends. Without the memory to plan,
@@ -78,6 +80,7 @@ consteval bool require_scheduler_policy() {
   static_assert(std::constructible_from<S, const SchedulerOptions&>,
                 "nvl: a SchedulerPolicy needs a constructor from `const SchedulerOptions&`");
   static_assert(has::has_add<S>, "nvl: a SchedulerPolicy needs `void add(Sequence&)`");
+  if constexpr (requires { S::template require_allocator<A>(); }) { static_assert(S::template require_allocator<A>()); }
   static_assert(has::has_schedule<S, A>,
                 "nvl: a SchedulerPolicy needs `void schedule(Allocator&, ScheduledBatch&)` for this allocator");
   static_assert(has::has_remove<S>, "nvl: a SchedulerPolicy needs `void remove(Sequence&)`");

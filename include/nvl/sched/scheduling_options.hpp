@@ -1,0 +1,43 @@
+#pragma once
+/// What can be set about the order and the cutting of work: one struct for an engine's options and for its scheduler's.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+
+#include <cstdint>
+
+namespace nvl::inline NVL_ABI {
+
+/// Read by TokenBudgetScheduler and its orders; PrefillFirstScheduler has no use for any of it.
+struct SchedulingOptions {
+  // How prompts share a step with decodes
+  std::int32_t max_prefill_tokens_beside_decodes =
+      0;                                          // [tokens] of prompts in a step that decodes too; 0 = what the step has left
+  std::int32_t long_prefill_token_threshold = 0;  // [tokens] of one prompt in a step at most; 0 = what the step has left
+  std::int32_t max_num_partial_prefills = 0;      // prompts that are computed in parts at once; 0 = any number
+  std::int32_t max_long_partial_prefills = 0;  // of them with more than long_prefill_token_threshold tokens left; 0 = any number
+
+  // What the orders weigh
+  std::int32_t priority_aging_steps = 256;  // waiting so many steps is worth one level of Sequence::priority
+  std::int32_t work_aging_tokens = 16;      // waiting one step is worth so many tokens of remaining work
+  std::int32_t fair_prompt_cost = 1;        // what a computed prompt token is charged to its user
+  std::int32_t fair_output_cost = 2;        // what a computed output token is charged to its user
+};
+
+/// \throws InvalidArgument for a field out of range.
+inline void validate(const SchedulingOptions& options) {
+  const auto not_negative = [](const char* field, std::int32_t value) { NVL_EXPECTS(value >= 0, field, value, "not negative"); };
+  const auto positive = [](const char* field, std::int32_t value) { NVL_EXPECTS(value >= 1, field, value, "at least 1"); };
+  not_negative("max_prefill_tokens_beside_decodes", options.max_prefill_tokens_beside_decodes);
+  not_negative("long_prefill_token_threshold", options.long_prefill_token_threshold);
+  not_negative("max_num_partial_prefills", options.max_num_partial_prefills);
+  not_negative("max_long_partial_prefills", options.max_long_partial_prefills);
+  NVL_EXPECTS(options.max_long_partial_prefills == 0 || options.long_prefill_token_threshold > 0, "max_long_partial_prefills",
+              options.max_long_partial_prefills, "0 unless long_prefill_token_threshold says what is long");
+  positive("priority_aging_steps", options.priority_aging_steps);
+  positive("work_aging_tokens", options.work_aging_tokens);
+  not_negative("fair_prompt_cost", options.fair_prompt_cost);
+  positive("fair_output_cost", options.fair_output_cost);
+}
+
+}  // namespace nvl::inline NVL_ABI
