@@ -29,7 +29,7 @@ class ShortestFirst {
 
     // Whoever runs goes on: with its next token, or the next part of its prompt. Who came last gives up blocks if there are none.
     for (std::size_t i = 0; i < running_.size() && budget() > 0;) {
-      if (nvl::try_grow(*running_[i], allocator, running_[i]->num_tokens(), options_.block_size)) {
+      if (nvl::try_grow(*running_[i], allocator, running_[i]->num_tokens(), options_.block_size, batch)) {
         plan(*running_[i++]);
       } else {
         nvl::preempt_by_recompute(*running_.back(), allocator, batch);

@@ -222,6 +222,41 @@ struct LeavesTheStatus {
   void operator()(auto&, ScheduledBatch& batch) const { batch.seqs.front().seq->status = SeqStatus::waiting; }
 };
 
+struct LosesCopies {
+  void operator()(auto&, ScheduledBatch& batch) const { batch.copies.clear(); }
+};
+struct CopiesTheWrongBlock {
+  void operator()(auto& allocator, ScheduledBatch& batch) const {
+    for (BlockCopy& copy : batch.copies) { copy.from = BlockId{(index_of(copy.from) + 1) % allocator.num_blocks()}; }
+  }
+};
+struct WritesToSharedBlocks {
+  void operator()(auto& allocator, ScheduledBatch& batch) const {
+    for (const BlockCopy& copy : batch.copies) {
+      for (const ScheduledSeq& entry : batch.seqs) {
+        auto& table = entry.seq->block_table;
+        if (std::ranges::count(table, copy.to) == 0) { continue; }
+        allocator.share(std::span(&copy.from, 1));
+        allocator.release(std::span(&copy.to, 1));
+        std::ranges::replace(table, copy.to, copy.from);
+      }
+    }
+    batch.copies.clear();
+  }
+};
+struct DropsForks : PrefillFirstScheduler {
+  using PrefillFirstScheduler::PrefillFirstScheduler;
+  static bool try_add_running(Sequence&) { return true; }
+};
+struct ForksPastTheLimit : PrefillFirstScheduler {
+  using PrefillFirstScheduler::PrefillFirstScheduler;
+  bool try_add_running(Sequence& seq) {
+    if (PrefillFirstScheduler::try_add_running(seq)) { return true; }
+    add(seq);  // it waits, but its blocks are said to be in use
+    return true;
+  }
+};
+
 struct ForgetsToRemove : PrefillFirstScheduler {
   using PrefillFirstScheduler::PrefillFirstScheduler;
   void remove(Sequence& seq) {
@@ -310,6 +345,11 @@ TEMPLATE_TEST_CASE("the suite reports a scheduler that breaks a promise", "[conf
                    Spoiled<LeaksABlock>, Spoiled<HidesPreemptions>, Spoiled<SwapsBlocks>, Spoiled<PlansNothing>,
                    Spoiled<SkipsAToken>, Spoiled<LeavesTheStatus>, ForgetsToRemove) {
   CHECK_FALSE(testing::check_scheduler_policy<TestType, FreeListAllocator>().empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a scheduler that breaks a promise about forks", "[conformance][host]", Spoiled<LosesCopies>,
+                   Spoiled<CopiesTheWrongBlock>, Spoiled<WritesToSharedBlocks>, DropsForks, ForksPastTheLimit) {
+  CHECK_FALSE(testing::check_scheduler_policy<TestType, PrefixCacheAllocator>().empty());
 }
 
 TEMPLATE_TEST_CASE("the suite reports an attention backend that breaks a promise", "[conformance][host]",

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -28,17 +29,65 @@ void release_blocks(Sequence& seq, A& allocator) noexcept {
   seq.published_prefix = seq.prefix_root;
 }
 
-/// Makes room for the first `num_tokens` tokens of `seq`, which has some blocks or none. False: nothing changed.
-/// Throws std::bad_alloc, and then nothing changed either, but never for a sequence that try_admit admitted.
+namespace detail {
+
+/// Of the blocks of `seq`, those that the computation of its tokens [num_computed, num_tokens) writes to.
+inline std::span<BlockId> written_blocks(Sequence& seq, std::int32_t num_tokens, std::int32_t block_size) {
+  const std::size_t end = std::min(blocks_for(num_tokens, block_size), seq.block_table.size());
+  const std::size_t begin = std::min(static_cast<std::size_t>(seq.num_computed / block_size), end);
+  return std::span(seq.block_table).subspan(begin, end - begin);
+}
+
+}  // namespace detail
+
+/// Makes `seq`, which has some blocks or none, ready to compute its tokens [num_computed, num_tokens): it gets the blocks that
+/// are missing, and a copy of each that it would write to and that others own too (copy-on-write; the copies go into `batch`).
+/// False: nothing changed. Throws std::bad_alloc, and then nothing changed either, but not if the sequence was admitted by
+/// try_admit or forked by fork_blocks and batch.copies has room.
 template <BlockAllocator A>
-[[nodiscard]] bool try_grow(Sequence& seq, A& allocator, std::int32_t num_tokens, std::int32_t block_size) {
+[[nodiscard]] bool try_grow(Sequence& seq, A& allocator, std::int32_t num_tokens, std::int32_t block_size,
+                            ScheduledBatch& batch) {
+  const std::span<BlockId> written = detail::written_blocks(seq, num_tokens, block_size);
   const std::size_t have = seq.block_table.size();
-  const std::size_t need = blocks_for(num_tokens, block_size);
-  if (need <= have) { return true; }
+  const std::size_t need = std::max(blocks_for(num_tokens, block_size), have);
+  if constexpr (SharingAllocator<A>) {
+    const auto is_shared = [&](BlockId block) { return allocator.num_owners(block) > 1; };
+    const auto num_shared = static_cast<std::size_t>(std::ranges::count_if(written, is_shared));
+    if (need - have + num_shared > allocator.num_free()) { return false; }
+    if (num_shared > 0) {
+      seq.block_table.reserve(need);
+      batch.copies.reserve(batch.copies.size() + num_shared);
+      for (BlockId& block : detail::written_blocks(seq, num_tokens, block_size)) {
+        if (!is_shared(block)) { continue; }
+        BlockId copy{};
+        static_cast<void>(allocator.try_allocate(std::span(&copy, 1)));  // there are enough
+        batch.copies.push_back({.from = block, .to = copy});
+        allocator.release(std::span(&block, 1));
+        block = copy;
+      }
+    }
+  }
+  if (need == have) { return true; }
   seq.block_table.resize(need);
   if (allocator.try_allocate(std::span(seq.block_table).subspan(have))) { return true; }
   seq.block_table.resize(have);
   return false;
+}
+
+/// Makes `child`, which has the same first tokens and no blocks, a second owner of the blocks of what `parent` has computed.
+/// Each of the two goes on by itself: whoever writes to a block that both own gets a copy of it (try_grow).
+/// Throws std::bad_alloc, and then nothing changed.
+template <SharingAllocator A>
+void fork_blocks(const Sequence& parent, Sequence& child, A& allocator, std::int32_t block_size) {
+  const auto shared = std::span(parent.block_table).first(blocks_for(parent.num_computed, block_size));
+  // The longest table, as try_admit does it.
+  child.block_table.reserve(blocks_for(std::max(child.num_tokens(), child.max_total_tokens), block_size));
+  child.block_table.assign(shared.begin(), shared.end());
+  allocator.share(shared);
+  child.num_computed = parent.num_computed;
+  child.num_published = parent.num_published;
+  child.published_prefix = parent.published_prefix;
+  child.status = SeqStatus::running;
 }
 
 /// [tokens] that `seq`, without blocks, would have to compute if it were admitted now.
@@ -72,7 +121,10 @@ template <BlockAllocator A>
   }
   const std::size_t num_matched = seq.block_table.size();
   const std::size_t missing = blocks_for(seq.num_tokens(), block_size) - num_matched;
-  if (missing + reserve > allocator.num_free() || !try_grow(seq, allocator, seq.num_tokens(), block_size)) {
+  const bool has_room = missing + reserve <= allocator.num_free();
+  if (has_room) { seq.block_table.resize(num_matched + missing); }
+  if (!has_room || !allocator.try_allocate(std::span(seq.block_table).subspan(num_matched))) {
+    seq.block_table.resize(num_matched);
     release_blocks(seq, allocator);
     return false;
   }
@@ -87,6 +139,8 @@ template <BlockAllocator A>
 template <BlockAllocator A>
 void preempt_by_recompute(Sequence& seq, A& allocator, ScheduledBatch& batch) {
   batch.preempted.push_back(&seq);
+  // Its copies go with it: who gets their blocks may want copies of his own there.
+  std::erase_if(batch.copies, [&](const BlockCopy& copy) { return std::ranges::count(seq.block_table, copy.to) > 0; });
   release_blocks(seq, allocator);
   seq.status = SeqStatus::preempted;
   ++seq.num_preemptions;

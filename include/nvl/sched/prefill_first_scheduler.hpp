@@ -58,11 +58,26 @@ class PrefillFirstScheduler {
     line_.splice(line_.end(), node);
   }
 
+  /// It stands behind all that run, except for one that is partly prefilled, which stays the last of them.
+  bool try_add_running(Sequence& seq) {
+    if (num_running_ >= static_cast<std::uint32_t>(options_.max_num_seqs)) { return false; }
+    const bool last_is_partial = num_running_ > 0 && last_running_->seq->num_uncomputed() > 1;
+    const auto next = last_is_partial ? last_running_ : first_waiting();
+    add(seq);
+    const auto place = std::prev(line_.end());
+    place->running = true;
+    line_.splice(next, line_, place);
+    if (!last_is_partial) { last_running_ = place; }
+    ++num_running_;
+    return true;
+  }
+
   template <BlockAllocator A>
   void schedule(A& allocator, ScheduledBatch& batch) {
     // The memory for the answer comes first, so that running out of it leaves everything as it was.
     batch.seqs.reserve(static_cast<std::size_t>(options_.max_num_seqs));
     batch.preempted.reserve(num_running_);
+    batch.copies.reserve(num_running_);
     schedule_prefills(allocator, batch);
     if (batch.empty()) { schedule_decodes(allocator, batch); }
   }
@@ -128,7 +143,7 @@ class PrefillFirstScheduler {
     auto next = line_.begin();
     for (std::uint32_t planned = 0; planned < num_running_; ++planned, ++next) {
       Sequence& seq = *next->seq;
-      while (next->running && !try_grow(seq, allocator, seq.num_tokens(), options_.block_size)) {
+      while (next->running && !try_grow(seq, allocator, seq.num_tokens(), options_.block_size, batch)) {
         preempt_last(allocator, batch);
       }
       if (next->running) { append_chunk(batch, seq, 1); }
@@ -157,6 +172,6 @@ class PrefillFirstScheduler {
   const Sequence* blocked_ = nullptr;   // the waiting sequence that did not get its blocks ...
   std::uint32_t blocked_num_free_ = 0;  // ... when so many were free
 };
-static_assert(SchedulerPolicy<PrefillFirstScheduler>);
+static_assert(ForkingScheduler<PrefillFirstScheduler>);
 
 }  // namespace nvl::inline NVL_ABI

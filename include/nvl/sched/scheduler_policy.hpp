@@ -60,6 +60,18 @@ concept SchedulerPolicy = std::movable<S> && std::constructible_from<S, const Sc
                           detail::scheduler_policy::has_remove<S> && detail::scheduler_policy::has_num_waiting<S> &&
                           detail::scheduler_policy::has_num_running<S>;
 
+/// Refinement: a sequence may come with blocks, as a fork of one that runs. Forks of a scheduler that does not model it wait like
+/// any other sequence and compute again what the prefix cache does not hold.
+///
+/// | expression              | returns | meaning                                                                                  |
+/// |-------------------------|---------|------------------------------------------------------------------------------------------|
+/// | `s.try_add_running(seq)`| bool    | `seq`, new to `s`, owns the blocks of its first num_computed tokens and runs from the     |
+/// |                         |         | next `schedule` on; false: max_num_seqs run already, and nothing changed                 |
+template <class S, class A = BlockAllocatorArchetype>
+concept ForkingScheduler = SchedulerPolicy<S, A> && requires(S s, Sequence& seq) {
+  { s.try_add_running(seq) } -> std::same_as<bool>;
+};
+
 /// The least SchedulerPolicy. Declared, not defined.
 struct SchedulerPolicyArchetype {
   explicit SchedulerPolicyArchetype(const SchedulerOptions&);
@@ -86,6 +98,11 @@ consteval bool require_scheduler_policy() {
   static_assert(has::has_remove<S>, "nvl: a SchedulerPolicy needs `void remove(Sequence&)`");
   static_assert(has::has_num_waiting<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_waiting() const noexcept`");
   static_assert(has::has_num_running<S>, "nvl: a SchedulerPolicy needs `std::uint32_t num_running() const noexcept`");
+  // A refinement with a spelling mistake would otherwise be left unused without a word.
+  static_assert(
+      !requires { &S::try_add_running; } || ForkingScheduler<S, A>,
+      "nvl: the scheduler has `try_add_running` but is no ForkingScheduler: compare with the table in "
+      "nvl/sched/scheduler_policy.hpp");
   return true;
 }
 static_assert(require_scheduler_policy<SchedulerPolicyArchetype>());

@@ -52,6 +52,12 @@ void check_edges(Violations& broken) {
   run("16 sequences on 8 blocks", 8, [](auto& h) {
     for (TokenId i = 0; i < 16; ++i) { h.submit(std::vector<TokenId>(static_cast<std::size_t>(i % 7 + 1), i), 8); }
   });
+  for (const std::int32_t length : {1, block - 1, block, block + 1, 2 * block}) {
+    run("a prompt of " + std::to_string(length) + " that forks", 16,
+        [&](auto& h) { h.submit(std::vector<TokenId>(static_cast<std::size_t>(length), 1), 6, "", 0, 4); });
+  }
+  run("more choices than may run", 16, [](auto& h) { h.submit({1, 2, 3, 4, 5}, 6, "", 0, 7); });
+  run("three choices for which there are not blocks enough", 5, [](auto& h) { h.submit({1, 2, 3, 4, 5}, 14, "", 0, 3); });
   run("an abort in each state", 4, [](auto& h) {
     for (TokenId i = 0; i < 4; ++i) { h.submit(std::vector<TokenId>(12, i), 4); }
     h.abort(3);  // waiting
@@ -79,7 +85,9 @@ void check_random_requests(Violations& broken, std::uint64_t seed, int num_opera
       case 2: {
         std::vector<TokenId> prompt(static_cast<std::size_t>(1 + below(20)));
         for (TokenId& token : prompt) { token = below(2); }
-        harness.submit(prompt, 1 + below(12), below(8) == 0 ? "salt" : "", below(3));
+        const char* const salt = below(8) == 0 ? "salt" : "";
+        const std::int32_t num_choices = below(4) == 0 ? 1 + below(4) : 1;
+        harness.submit(prompt, 1 + below(12), salt, below(3), num_choices);
         break;
       }
       case 3:

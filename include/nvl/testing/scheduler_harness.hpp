@@ -28,7 +28,7 @@ namespace nvl::inline NVL_ABI::testing {
 
 /// What a harness counted: a test that wants to see preemptions can ask whether there were any.
 struct HarnessCounts {
-  std::uint64_t steps = 0, preemptions = 0, cached_tokens = 0, finished = 0, refused = 0, chunks = 0;
+  std::uint64_t steps = 0, preemptions = 0, cached_tokens = 0, finished = 0, refused = 0, chunks = 0, forks = 0, copies = 0;
 };
 
 template <class S, BlockAllocator A>
@@ -46,9 +46,10 @@ class SchedulerHarness {
     check_resting("after construction");
   }
 
-  /// Queues a sequence; false if it can never fit, which an engine refuses.
-  bool submit(const std::vector<TokenId>& prompt, std::int32_t max_tokens, std::string_view salt = {},
-              std::int32_t priority = 0) {
+  /// Queues a sequence that becomes `num_choices` when its prompt has been computed: they share its blocks and go on with
+  /// different tokens. False if it can never fit, which an engine refuses.
+  bool submit(const std::vector<TokenId>& prompt, std::int32_t max_tokens, std::string_view salt = {}, std::int32_t priority = 0,
+              std::int32_t num_choices = 1) {
     auto seq = std::make_unique<Simulated>();
     seq->num_prompt = static_cast<std::int32_t>(prompt.size());
     seq->max_total_tokens = seq->num_prompt + max_tokens;
@@ -59,6 +60,7 @@ class SchedulerHarness {
     seq->id = SeqId{next_id_};
     seq->request = RequestId{next_id_++};
     seq->priority = priority;
+    seq->num_forks = num_choices - 1;
     seq->tokens = prompt;
     seq->salt = std::hash<std::string_view>{}(salt);
     if constexpr (PrefixCachingAllocator<A>) { seq->prefix_root = allocator_.root(salt); }
@@ -96,9 +98,11 @@ class SchedulerHarness {
     if (live_.empty()) { return; }
     Simulated& seq = *live_[which % live_.size()];
     if constexpr (PrefixCachingAllocator<A>) {
-      for (const BlockId id : seq.block_table) {
+      for (std::size_t i = 0; i < seq.block_table.size(); ++i) {
+        const BlockId id = seq.block_table[i];
         allocator_.forget(id);
-        damaged_[index_of(id)] = true;
+        // A block that is not full yet and that a fork owns too goes on as that one's, whose logits say if it is good.
+        damaged_[index_of(id)] = static_cast<std::int32_t>(i) < seq.num_published || allocator_.num_owners(id) == 1;
       }
     }
     end(which % live_.size());
@@ -130,6 +134,7 @@ class SchedulerHarness {
  private:
   struct Simulated : Sequence {
     std::uint64_t salt = 0;
+    std::int32_t num_forks = 0;          // to be made when its first token is sampled
     std::vector<std::uint64_t> content;  // [tokens] what the K and V of each token have to be: a function of all before it
 
     void extend_content() {
@@ -205,9 +210,14 @@ class SchedulerHarness {
     counts_.chunks += entry.needs_sample ? 0 : 1;
     if (!was.table.empty()) {
       expect(entry.first_position == was.num_computed, name(seq) + " does not go on where it was");
-      expect(
-          seq.block_table.size() >= was.table.size() && std::equal(was.table.begin(), was.table.end(), seq.block_table.begin()),
-          name(seq) + ": its block table changed where K and V are stored");
+      const auto is_copy = [&](BlockId from, BlockId to) {
+        return std::ranges::any_of(batch_.copies, [&](const BlockCopy& copy) { return copy.from == from && copy.to == to; });
+      };
+      bool is_same = seq.block_table.size() >= was.table.size();
+      for (std::size_t i = 0; is_same && i < was.table.size(); ++i) {
+        is_same = was.table[i] == seq.block_table[i] || is_copy(was.table[i], seq.block_table[i]);
+      }
+      expect(is_same, name(seq) + ": its block table changed where K and V are stored");
       return;
     }
     const std::int32_t cached = entry.first_position;
@@ -223,9 +233,14 @@ class SchedulerHarness {
   /// Stores K and V of the planned tokens, then reads what attention would read.
   void compute() {
     const auto block_size = static_cast<std::size_t>(options_.block_size);
+    counts_.copies += batch_.copies.size();
     for (const BlockCopy& copy : batch_.copies) {
+      if (!expect(std::max(index_of(copy.from), index_of(copy.to)) < damaged_.size(), "a copy of a block that is out of range")) {
+        return;
+      }
       const auto from = kv_.begin() + static_cast<std::ptrdiff_t>(index_of(copy.from) * block_size);
       std::copy_n(from, block_size, kv_.begin() + static_cast<std::ptrdiff_t>(index_of(copy.to) * block_size));
+      damaged_[index_of(copy.to)] = damaged_[index_of(copy.from)];
     }
     for (const ScheduledSeq& entry : batch_.seqs) {
       const auto& seq = static_cast<const Simulated&>(*entry.seq);
@@ -249,16 +264,15 @@ class SchedulerHarness {
     }
   }
 
-  /// As an engine does: publish, append, end.
+  /// As an engine does: publish, fork, append, end.
   void commit() {
     std::vector<const Sequence*> ended;
     for (const ScheduledSeq& entry : batch_.seqs) {
       auto& seq = static_cast<Simulated&>(*entry.seq);
       publish_full_blocks(seq, allocator_, options_.block_size);
       if (!entry.needs_sample) { continue; }
-      // The next token follows from all before it, as with greedy sampling.
-      seq.tokens.push_back(static_cast<TokenId>(seq.content.back() % static_cast<std::uint64_t>(vocab_size_)));
-      seq.extend_content();
+      for (; seq.num_forks > 0; --seq.num_forks) { fork(seq); }
+      append_token(seq, 0);
       if (seq.num_tokens() >= seq.max_total_tokens) { ended.push_back(&seq); }
     }
     for (const Sequence* seq : ended) {
@@ -266,6 +280,39 @@ class SchedulerHarness {
       end(static_cast<std::size_t>(found - live_.begin()));
       ++counts_.finished;
     }
+  }
+
+  /// The next token follows from all before it, as with greedy sampling, and from the choice.
+  void append_token(Simulated& seq, std::int32_t choice) {
+    const auto next = seq.content.back() + static_cast<std::uint64_t>(choice);
+    seq.tokens.push_back(static_cast<TokenId>(next % static_cast<std::uint64_t>(vocab_size_)));
+    seq.extend_content();
+  }
+
+  /// One more choice of the request of `parent`. It starts with the blocks of `parent` if policies can do that, else with none.
+  void fork(const Simulated& parent) {
+    if (parent.num_tokens() + 1 >= parent.max_total_tokens) { return; }  // it ends with its first token
+    auto child = std::make_unique<Simulated>();
+    child->id = SeqId{next_id_++};
+    child->request = parent.request;
+    child->num_prompt = parent.num_prompt;
+    child->max_total_tokens = parent.max_total_tokens;
+    child->priority = parent.priority;
+    child->tokens = parent.tokens;
+    child->salt = parent.salt;
+    child->content = parent.content;
+    child->prefix_root = child->published_prefix = parent.prefix_root;
+    append_token(*child, parent.num_forks);
+    Simulated& forked = *child;
+    live_.push_back(std::move(child));
+    ++counts_.forks;
+    if constexpr (SharingAllocator<A> && ForkingScheduler<S, A>) {
+      fork_blocks(parent, forked, allocator_, options_.block_size);
+      if (scheduler_.try_add_running(forked)) { return; }
+      release_blocks(forked, allocator_);
+      forked.status = SeqStatus::waiting;
+    }
+    scheduler_.add(forked);
   }
 
   void end(std::size_t which) {

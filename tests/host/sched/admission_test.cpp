@@ -106,18 +106,111 @@ TEST_CASE("an admission that fails after a prefix hit gives the hit back", "[sch
 
 TEMPLATE_TEST_CASE("growing takes the missing blocks or nothing", "[sched][host]", FreeListAllocator, PrefixCacheAllocator) {
   auto allocator = pool<TestType>(3);
+  ScheduledBatch batch;
   Sequence seq = sequence(4);
   REQUIRE(try_admit(seq, allocator, block_size));
-  CHECK(try_grow(seq, allocator, 4, block_size));
+  CHECK(try_grow(seq, allocator, 4, block_size, batch));
   CHECK(seq.block_table.size() == 1);
-  CHECK(try_grow(seq, allocator, 5, block_size));
+  CHECK(try_grow(seq, allocator, 5, block_size, batch));
   CHECK(seq.block_table.size() == 2);
   const std::vector<BlockId> before = seq.block_table;
-  CHECK_FALSE(try_grow(seq, allocator, 13, block_size));
+  CHECK_FALSE(try_grow(seq, allocator, 13, block_size, batch));
   CHECK(seq.block_table == before);
   CHECK(allocator.num_free() == 1);
-  CHECK(try_grow(seq, allocator, 12, block_size));
+  CHECK(try_grow(seq, allocator, 12, block_size, batch));
   CHECK(allocator.num_free() == 0);
+  CHECK(batch.copies.empty());
+}
+
+namespace {
+
+/// A sequence of `num_tokens`, all computed, and `num_forks` forks of it; each knows one more token.
+std::vector<Sequence> forked(PrefixCacheAllocator& allocator, std::int32_t num_tokens, std::size_t num_forks) {
+  std::vector<Sequence> seqs(1, sequence(num_tokens));
+  seqs[0].prefix_root = allocator.root("");
+  REQUIRE(try_admit(seqs[0], allocator, block_size));
+  seqs[0].num_computed = num_tokens;
+  publish_full_blocks(seqs[0], allocator, block_size);
+  for (std::size_t i = 0; i < num_forks; ++i) {
+    Sequence child = sequence(num_tokens);
+    fork_blocks(seqs[0], child, allocator, block_size);
+    seqs.push_back(child);
+  }
+  for (std::size_t i = 0; i < seqs.size(); ++i) { seqs[i].tokens.push_back(static_cast<TokenId>(100 + i)); }
+  return seqs;
+}
+
+}  // namespace
+
+TEST_CASE("a fork shares every block of what its parent has computed", "[sched][host]") {
+  for (const std::int32_t length : {1, 3, 4, 6, 8}) {
+    auto allocator = pool<PrefixCacheAllocator>(8);
+    const std::vector<Sequence> seqs = forked(allocator, length, 2);
+    CHECK(allocator.num_free() == 8 - blocks_for(length, block_size));
+    for (const Sequence& seq : seqs) {
+      CHECK(seq.block_table == seqs[0].block_table);
+      CHECK(seq.num_uncomputed() == 1);
+      CHECK(seq.num_published == length / block_size);
+      CHECK(seq.published_prefix == seqs[0].published_prefix);
+      CHECK(seq.status == SeqStatus::running);
+    }
+    for (const BlockId block : seqs[0].block_table) { CHECK(allocator.num_owners(block) == 3); }
+  }
+}
+
+TEST_CASE("whoever writes to a shared block gets a copy of it, and the last owner keeps it", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(8);
+  std::vector<Sequence> seqs = forked(allocator, 6, 2);
+  const std::vector<BlockId> before = seqs[0].block_table;
+  ScheduledBatch batch;
+  for (Sequence& seq : seqs) { REQUIRE(try_grow(seq, allocator, 7, block_size, batch)); }
+  REQUIRE(batch.copies.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(batch.copies[i].from == before[1]);
+    CHECK(batch.copies[i].to == seqs[i].block_table[1]);
+    CHECK(seqs[i].block_table[0] == before[0]);
+  }
+  CHECK(seqs[2].block_table == before);
+  for (const Sequence& seq : seqs) { CHECK(allocator.num_owners(seq.block_table[1]) == 1); }
+  CHECK(allocator.num_owners(before[0]) == 3);
+  CHECK(allocator.num_free() == 8 - 4);
+  for (Sequence& seq : seqs) { release_blocks(seq, allocator); }
+  CHECK(allocator.num_free() == 8);
+}
+
+TEST_CASE("a fork at a block's end copies nothing", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(8);
+  std::vector<Sequence> seqs = forked(allocator, 8, 1);
+  ScheduledBatch batch;
+  for (Sequence& seq : seqs) { REQUIRE(try_grow(seq, allocator, 9, block_size, batch)); }
+  CHECK(batch.copies.empty());
+  CHECK(allocator.num_free() == 8 - 4);
+}
+
+TEST_CASE("growth that needs a copy and a new block gets both or nothing", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(3);
+  std::vector<Sequence> seqs = forked(allocator, 6, 1);
+  const std::vector<BlockId> before = seqs[0].block_table;
+  ScheduledBatch batch;
+  CHECK_FALSE(try_grow(seqs[0], allocator, 9, block_size, batch));
+  CHECK(seqs[0].block_table == before);
+  CHECK(batch.copies.empty());
+  CHECK(allocator.num_free() == 1);
+  CHECK(allocator.num_owners(before[1]) == 2);
+  release_blocks(seqs[1], allocator);
+  CHECK(try_grow(seqs[0], allocator, 9, block_size, batch));  // now it is the only owner
+  CHECK(batch.copies.empty());
+}
+
+TEST_CASE("a victim takes its copies out of the step", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(8);
+  std::vector<Sequence> seqs = forked(allocator, 6, 2);
+  ScheduledBatch batch;
+  REQUIRE(try_grow(seqs[0], allocator, 7, block_size, batch));
+  REQUIRE(try_grow(seqs[1], allocator, 7, block_size, batch));
+  preempt_by_recompute(seqs[0], allocator, batch);
+  REQUIRE(batch.copies.size() == 1);
+  CHECK(batch.copies[0].to == seqs[1].block_table[1]);
 }
 
 TEST_CASE("a preempted sequence finds again what was not evicted meanwhile", "[sched][host]") {
@@ -202,7 +295,8 @@ TEST_CASE("a sequence that got its blocks without an admission is published from
   auto allocator = pool<PrefixCacheAllocator>(4);
   Sequence seq = sequence(8);
   seq.prefix_root = allocator.root("salt");
-  REQUIRE(try_grow(seq, allocator, 8, block_size));
+  ScheduledBatch batch;
+  REQUIRE(try_grow(seq, allocator, 8, block_size, batch));
   seq.num_computed = 8;
   publish_full_blocks(seq, allocator, block_size);
   CHECK(allocator.lookup(allocator.root("salt"), seq.tokens) == 8);

@@ -22,7 +22,7 @@ using namespace nvl;
 namespace {
 
 struct Operation {
-  enum Kind : int { submit, submit_salted, abort, damage, step };
+  enum Kind : int { submit, submit_salted, submit_choices, abort, damage, step };
   int kind = step;
   std::int32_t a = 0, b = 0;  // prompt and output length, or which sequence
   std::uint32_t bits = 0;     // of the prompt's tokens
@@ -32,8 +32,11 @@ std::ostream& operator<<(std::ostream& out, const Operation& op) {
   switch (op.kind) {
     case Operation::submit:
     case Operation::submit_salted:
-      return out << (op.kind == Operation::submit ? "submit" : "submit_salted") << "(prompt " << op.a + 1 << ", output "
-                 << op.b + 1 << ", bits " << op.bits << ")";
+    case Operation::submit_choices:
+      return out << (op.kind == Operation::submit          ? "submit"
+                     : op.kind == Operation::submit_salted ? "submit_salted"
+                                                           : "submit_choices")
+                 << "(prompt " << op.a + 1 << ", output " << op.b + 1 << ", bits " << op.bits << ")";
     case Operation::abort: return out << "abort(" << op.a << ")";
     case Operation::damage: return out << "damage(" << op.a << ")";
     default: return out << "step";
@@ -44,6 +47,7 @@ rc::Gen<Operation> operations() {
   const auto kinds = rc::gen::weightedElement<int>({{30, Operation::step},
                                                     {12, Operation::submit},
                                                     {3, Operation::submit_salted},
+                                                    {4, Operation::submit_choices},
                                                     {2, Operation::abort},
                                                     {1, Operation::damage}});
   return rc::gen::build<Operation>(rc::gen::set(&Operation::kind, kinds), rc::gen::set(&Operation::a, rc::gen::inRange(0, 16)),
@@ -55,10 +59,12 @@ template <class Harness>
 void apply(Harness& harness, const Operation& op) {
   switch (op.kind) {
     case Operation::submit:
-    case Operation::submit_salted: {
+    case Operation::submit_salted:
+    case Operation::submit_choices: {
       std::vector<TokenId> prompt(static_cast<std::size_t>(op.a + 1));
       for (std::size_t i = 0; i < prompt.size(); ++i) { prompt[i] = static_cast<TokenId>(op.bits >> (i % 5) & 1u); }
-      harness.submit(prompt, op.b + 1, op.kind == Operation::submit ? "" : "salt");
+      const std::int32_t num_choices = op.kind == Operation::submit_choices ? 2 + static_cast<std::int32_t>(op.bits % 4) : 1;
+      harness.submit(prompt, op.b + 1, op.kind == Operation::submit_salted ? "salt" : "", 0, num_choices);
       break;
     }
     case Operation::abort: harness.abort(static_cast<std::size_t>(op.a)); break;
@@ -68,7 +74,7 @@ void apply(Harness& harness, const Operation& op) {
 }
 
 struct Totals {
-  std::uint64_t operations = 0, preemptions = 0, cached_tokens = 0, finished = 0, chunks = 0;
+  std::uint64_t operations = 0, preemptions = 0, cached_tokens = 0, finished = 0, chunks = 0, forks = 0, copies = 0;
 };
 
 template <class S, class A>
@@ -93,6 +99,8 @@ Totals check_random_requests(const std::string& name, int num_cases) {
     totals.cached_tokens += harness.counts().cached_tokens;
     totals.finished += harness.counts().finished;
     totals.chunks += harness.counts().chunks;
+    totals.forks += harness.counts().forks;
+    totals.copies += harness.counts().copies;
   });
   return totals;
 }
@@ -109,6 +117,8 @@ TEST_CASE("prefill-first over the free list keeps every invariant in any sequenc
   CHECK(totals.chunks > 1000);
   CHECK(totals.finished > 1000);
   CHECK(totals.cached_tokens == 0);
+  CHECK(totals.forks > 1000);
+  CHECK(totals.copies == 0);
 }
 
 TEST_CASE("prefill-first over the prefix cache keeps every invariant in any sequence of operations", "[sched][host][slow]") {
@@ -118,6 +128,8 @@ TEST_CASE("prefill-first over the prefix cache keeps every invariant in any sequ
   CHECK(totals.chunks > 1000);
   CHECK(totals.finished > 1000);
   CHECK(totals.cached_tokens > 10'000);
+  CHECK(totals.forks > 1000);
+  CHECK(totals.copies > 1000);
 }
 
 TEST_CASE("no sequence ever reads another one's K and V when the hash has four bits", "[sched][host][slow]") {
