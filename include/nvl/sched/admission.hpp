@@ -38,7 +38,25 @@ inline std::span<BlockId> written_blocks(Sequence& seq, std::int32_t num_tokens,
   return std::span(seq.block_table).subspan(begin, end - begin);
 }
 
+/// [blocks] of them that others own too
+template <BlockAllocator A>
+std::size_t num_shared_blocks(std::span<const BlockId> blocks, const A& allocator) noexcept {
+  if constexpr (SharingAllocator<A>) {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(blocks, [&](BlockId block) { return allocator.num_owners(block) > 1; }));
+  }
+  return 0;
+}
+
 }  // namespace detail
+
+/// [blocks] that `try_grow` would take for the first `num_tokens` tokens of `seq`
+template <BlockAllocator A>
+std::size_t missing_blocks(Sequence& seq, const A& allocator, std::int32_t num_tokens, std::int32_t block_size) noexcept {
+  const std::size_t need = blocks_for(num_tokens, block_size);
+  return need - std::min(need, seq.block_table.size()) +
+         detail::num_shared_blocks(detail::written_blocks(seq, num_tokens, block_size), allocator);
+}
 
 /// Makes `seq`, which has some blocks or none, ready to compute its tokens [num_computed, num_tokens): it gets the blocks that
 /// are missing, and a copy of each that it would write to and that others own too (copy-on-write; the copies go into `batch`).
@@ -47,31 +65,27 @@ inline std::span<BlockId> written_blocks(Sequence& seq, std::int32_t num_tokens,
 template <BlockAllocator A>
 [[nodiscard]] bool try_grow(Sequence& seq, A& allocator, std::int32_t num_tokens, std::int32_t block_size,
                             ScheduledBatch& batch) {
-  const std::span<BlockId> written = detail::written_blocks(seq, num_tokens, block_size);
   const std::size_t have = seq.block_table.size();
   const std::size_t need = std::max(blocks_for(num_tokens, block_size), have);
+  const std::size_t num_shared = detail::num_shared_blocks(detail::written_blocks(seq, num_tokens, block_size), allocator);
+  if (need == have && num_shared == 0) { return true; }
+  if (need - have + num_shared > allocator.num_free()) { return false; }
+  batch.copies.reserve(batch.copies.size() + num_shared);
+  seq.block_table.resize(need);
+  if (!allocator.try_allocate(std::span(seq.block_table).subspan(have))) {
+    seq.block_table.resize(have);
+    return false;
+  }
   if constexpr (SharingAllocator<A>) {
-    const auto is_shared = [&](BlockId block) { return allocator.num_owners(block) > 1; };
-    const auto num_shared = static_cast<std::size_t>(std::ranges::count_if(written, is_shared));
-    if (need - have + num_shared > allocator.num_free()) { return false; }
-    if (num_shared > 0) {
-      seq.block_table.reserve(need);
-      batch.copies.reserve(batch.copies.size() + num_shared);
-      for (BlockId& block : detail::written_blocks(seq, num_tokens, block_size)) {
-        if (!is_shared(block)) { continue; }
-        BlockId copy{};
-        static_cast<void>(allocator.try_allocate(std::span(&copy, 1)));  // there are enough
-        batch.copies.push_back({.from = block, .to = copy});
-        allocator.release(std::span(&block, 1));
-        block = copy;
-      }
+    for (BlockId& block : detail::written_blocks(seq, num_tokens, block_size)) {
+      BlockId copy{};
+      if (allocator.num_owners(block) == 1 || !allocator.try_allocate(std::span(&copy, 1))) { continue; }  // there are enough
+      batch.copies.push_back({.from = block, .to = copy});
+      allocator.release(std::span(&block, 1));
+      block = copy;
     }
   }
-  if (need == have) { return true; }
-  seq.block_table.resize(need);
-  if (allocator.try_allocate(std::span(seq.block_table).subspan(have))) { return true; }
-  seq.block_table.resize(have);
-  return false;
+  return true;
 }
 
 /// Makes `child`, which has the same first tokens and no blocks, a second owner of the blocks of what `parent` has computed.

@@ -75,11 +75,22 @@ class TokenBudgetScheduler {
     forget.is_added = true;
   }
 
+  /// It stands where the order ranks it, else last.
+  bool try_add_running(Sequence& seq) {
+    if (!has_free_place()) { return false; }
+    add(seq);
+    Ticket& ticket = tickets_.find(&seq)->second;
+    order_.take(ticket);
+    line_.insert(place_of(ticket), Runner{&seq, &ticket});  // within the reserved capacity: cannot throw
+    return true;
+  }
+
   template <BlockAllocator A>
     requires nvl::Order<Order_, A> && nvl::Preemption<Preemption_, A>
   void schedule(A& allocator, ScheduledBatch& batch) {
     batch.seqs.reserve(static_cast<std::size_t>(options_.max_num_seqs));
     batch.preempted.reserve(line_.size());
+    batch.copies.reserve(line_.size());
     preemption_.begin_step(allocator, batch);
     if constexpr (TimedOrder<Order_>) { order_.begin_step(); }
     if (any_loading_) { end_loading(); }
@@ -152,9 +163,9 @@ class TokenBudgetScheduler {
   std::int32_t longest_chunk() const noexcept { return or_any(options_.scheduling.long_prefill_token_threshold); }
   bool has_free_place() const noexcept { return line_.size() < static_cast<std::size_t>(options_.max_num_seqs); }
 
-  std::size_t missing_blocks(const Sequence& seq) const noexcept {
-    const std::size_t need = blocks_for(seq.num_tokens(), options_.block_size);
-    return need - std::min(need, seq.block_table.size());
+  template <BlockAllocator A>
+  std::size_t growth_of(Sequence& seq, const A& allocator) const noexcept {
+    return missing_blocks(seq, allocator, seq.num_tokens(), options_.block_size);
   }
 
   std::int32_t prompt_budget(std::int32_t num_planned, std::int32_t num_decodes) const noexcept {
@@ -198,7 +209,7 @@ class TokenBudgetScheduler {
         available += runner.seq->block_table.size();
         continue;
       }
-      needed += missing_blocks(*runner.seq);
+      needed += growth_of(*runner.seq, allocator);
       const std::int32_t left = runner.seq->num_uncomputed();
       num_decodes += left == 1 ? 1 : 0;
       if (left > 1 && order_.runs_before(*runner.ticket, *next)) { prompt_tokens += std::min(left, longest_chunk()); }
@@ -208,7 +219,7 @@ class TokenBudgetScheduler {
     const std::size_t before = line_.size();
     const auto lacks_blocks = [&] {
       std::size_t growth = 0;
-      for (const Runner& runner : line_) { growth += missing_blocks(*runner.seq); }
+      for (const Runner& runner : line_) { growth += growth_of(*runner.seq, allocator); }
       const std::size_t own = blocks_for(uncached_tokens(*next->seq, allocator), options_.block_size);
       return allocator.num_free() + step.blocks_to_come < own + growth + reserve(allocator);
     };
@@ -237,8 +248,8 @@ class TokenBudgetScheduler {
   /// Blocks for all tokens of the i-th of the line, if need be those of the last, which may be itself.
   template <BlockAllocator A>
   bool find_blocks(Sequence& seq, std::size_t i, Step& step, A& allocator, ScheduledBatch& batch) {
-    while (!try_grow(seq, allocator, seq.num_tokens(), options_.block_size)) {
-      const std::size_t missing = missing_blocks(seq);
+    while (!try_grow(seq, allocator, seq.num_tokens(), options_.block_size, batch)) {
+      const std::size_t missing = growth_of(seq, allocator);
       if (missing <= step.blocks_to_come) {
         step.blocks_to_come -= missing;
         return false;
@@ -254,7 +265,7 @@ class TokenBudgetScheduler {
     step.prompt_tokens_left = prompt_budget(batch.num_tokens, step.num_decodes);
     Ticket* next = next_admissible(step, allocator, batch);
     for (std::size_t i = step.num_partial > 0 ? 0 : line_.size(); step.prompt_tokens_left > 0;) {
-      while (i < line_.size() && !wants_chunk(*line_[i].seq)) { ++i; }
+      while (i < line_.size() && !wants_chunk(*line_[i].seq, allocator)) { ++i; }
       if (next != nullptr && (i == line_.size() || goes_before(*next, *line_[i].ticket))) {
         const Admission done = try_start(*next, step, allocator, batch);
         if (done == Admission::started) { ++i; }  // it is at or before this place of the line now
@@ -272,8 +283,9 @@ class TokenBudgetScheduler {
   }
 
   /// Something to compute, room for it, and it was not planned yet.
-  bool wants_chunk(const Sequence& seq) const noexcept {
-    return seq.num_uncomputed() > 0 && seq.status == SeqStatus::running && missing_blocks(seq) == 0;
+  template <BlockAllocator A>
+  bool wants_chunk(Sequence& seq, const A& allocator) const noexcept {
+    return seq.num_uncomputed() > 0 && seq.status == SeqStatus::running && growth_of(seq, allocator) == 0;
   }
 
   bool goes_before(const Ticket& next, const Ticket& runs) const noexcept {
@@ -362,7 +374,7 @@ class TokenBudgetScheduler {
   std::uint32_t blocked_num_free_ = 0;  // ... when so many were free
   bool any_loading_ = false;
 };
-static_assert(SchedulerPolicy<TokenBudgetScheduler<>>);
+static_assert(ForkingScheduler<TokenBudgetScheduler<>>);
 static_assert(SchedulerPolicy<TokenBudgetScheduler<OrderArchetype, PreemptionArchetype>>);
 
 }  // namespace nvl::inline NVL_ABI
