@@ -18,10 +18,12 @@ struct SchedulingOptions {
   std::int32_t max_long_partial_prefills = 0;  // of them with more than long_prefill_token_threshold tokens left; 0 = any number
 
   // What the orders weigh
-  std::int32_t priority_aging_steps = 256;  // waiting so many steps is worth one level of Sequence::priority
-  std::int32_t work_aging_tokens = 16;      // waiting one step is worth so many tokens of remaining work
-  std::int32_t fair_prompt_cost = 1;        // what a computed prompt token is charged to its user
-  std::int32_t fair_output_cost = 2;        // what a computed output token is charged to its user
+  std::int32_t priority_aging_steps = 256;    // waiting so many steps is worth one level of Sequence::priority
+  std::int32_t prompt_token_cost = 1;         // of a computed prompt token, to fair shares and shortest work
+  std::int32_t output_token_cost = 2;         // of a computed output token, likewise
+  std::int32_t work_aging_cost = 16;          // waiting one step is worth so much of remaining work
+  std::int32_t longest_prefix_window = 32;    // the prefixes of so many sequences, the first to come, are compared
+  std::int32_t longest_prefix_patience = 64;  // so often the first to come is passed over
 };
 
 /// \throws InvalidArgument for a field out of range.
@@ -35,9 +37,11 @@ inline void validate(const SchedulingOptions& options) {
   NVL_EXPECTS(options.max_long_partial_prefills == 0 || options.long_prefill_token_threshold > 0, "max_long_partial_prefills",
               options.max_long_partial_prefills, "0 unless long_prefill_token_threshold says what is long");
   positive("priority_aging_steps", options.priority_aging_steps);
-  positive("work_aging_tokens", options.work_aging_tokens);
-  not_negative("fair_prompt_cost", options.fair_prompt_cost);
-  positive("fair_output_cost", options.fair_output_cost);
+  not_negative("prompt_token_cost", options.prompt_token_cost);
+  positive("output_token_cost", options.output_token_cost);
+  positive("work_aging_cost", options.work_aging_cost);
+  positive("longest_prefix_window", options.longest_prefix_window);
+  not_negative("longest_prefix_patience", options.longest_prefix_patience);
 }
 
 }  // namespace nvl::inline NVL_ABI
