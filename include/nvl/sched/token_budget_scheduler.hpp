@@ -128,6 +128,7 @@ class TokenBudgetScheduler {
   struct Runner {
     Sequence* seq;
     Ticket* ticket;
+    bool is_ready = false;  // has the blocks for this step's tokens
   };
 
   /// What is known of the step that is being planned.
@@ -232,8 +233,11 @@ class TokenBudgetScheduler {
   template <BlockAllocator A>
   void plan_decodes(Step& step, A& allocator, ScheduledBatch& batch) {
     for (std::size_t i = 0; i < line_.size(); ++i) {
+      const bool is_ready = find_blocks(*line_[i].seq, i, step, allocator, batch);
+      if (i == line_.size()) { break; }  // it was the victim itself
+      line_[i].is_ready = is_ready;
+      if (!is_ready) { continue; }
       const Runner runner = line_[i];
-      if (!find_blocks(*runner.seq, i, step, allocator, batch)) { continue; }
       const std::int32_t left = runner.seq->num_uncomputed();
       if (left == 1) {
         plan(batch, runner, 1);
@@ -265,7 +269,7 @@ class TokenBudgetScheduler {
     step.prompt_tokens_left = prompt_budget(batch.num_tokens, step.num_decodes);
     Ticket* next = next_admissible(step, allocator, batch);
     for (std::size_t i = step.num_partial > 0 ? 0 : line_.size(); step.prompt_tokens_left > 0;) {
-      while (i < line_.size() && !wants_chunk(*line_[i].seq, allocator)) { ++i; }
+      while (i < line_.size() && !wants_chunk(line_[i])) { ++i; }
       if (next != nullptr && (i == line_.size() || goes_before(*next, *line_[i].ticket))) {
         const Admission done = try_start(*next, step, allocator, batch);
         if (done == Admission::started) { ++i; }  // it is at or before this place of the line now
@@ -283,10 +287,7 @@ class TokenBudgetScheduler {
   }
 
   /// Something to compute, room for it, and it was not planned yet.
-  template <BlockAllocator A>
-  bool wants_chunk(Sequence& seq, const A& allocator) const noexcept {
-    return seq.num_uncomputed() > 0 && seq.status == SeqStatus::running && growth_of(seq, allocator) == 0;
-  }
+  static bool wants_chunk(const Runner& runner) noexcept { return runner.is_ready && runner.seq->num_uncomputed() > 0; }
 
   bool goes_before(const Ticket& next, const Ticket& runs) const noexcept {
     if constexpr (RankingOrder<Order_>) { return order_.runs_before(next, runs); }
