@@ -4,6 +4,7 @@
 #include <nvl/attention/attention_backend.hpp>
 #include <nvl/attention/cpu_paged_attention.hpp>
 #include <nvl/engine/any_engine.hpp>
+#include <nvl/engine/async_engine.hpp>
 #include <nvl/engine/engine.hpp>
 #include <nvl/engine/with_engine.hpp>
 #include <nvl/kv/block_allocator.hpp>
