@@ -91,6 +91,8 @@ class LLM {
   }
 
   AnyEngine& engine() noexcept { return *engine_; }
+  /// Gives the engine away, to an AsyncEngine say. Afterwards only `tokenizer`, `default_sampling` and `warnings` may be called.
+  std::unique_ptr<AnyEngine> take_engine() noexcept { return std::move(engine_); }
   const ModelConfig& config() const noexcept { return engine_->config(); }
   const Tokenizer& tokenizer() const noexcept { return *tokenizer_; }
   /// What was odd about the checkpoint but did no harm.
