@@ -21,21 +21,26 @@ struct LatencyCommand {
   int run(const std::vector<std::string>& command);
 };
 
-/// Many requests, all submitted at the start.
+/// Many requests, all submitted at the start or each when it arrives.
 struct ThroughputCommand {
   CommonOptions common;
   std::optional<std::string> dataset;
   std::optional<std::int32_t> input_len, output_len, num_prompts, num_warmups;
-  std::optional<double> range_ratio, temperature;
+  std::optional<double> range_ratio, temperature, request_rate;
+  std::optional<std::filesystem::path> step_log;
+  double think_time = 0;  // [s]
   std::int32_t num_runs = 1;
-  bool fresh_ids = false;
+  bool fresh_ids = false, no_prefix_caching = false;
 
   void add_to(nvl_examples::OptionParser& parser);
   int run(const std::vector<std::string>& command);
 
  private:
   void validate();
-  Workload make_load(const nvl::ModelConfig& config, RandomIds& random) const;
+  /// \param run 0 is the load itself, the others have other ids
+  Workload make_load(const nvl::ModelConfig& config, RandomIds& random, std::uint64_t run = 0) const;
+  /// Whether requests have tokens in common, as the load's purpose.
+  bool shares_prefixes() const { return dataset == "shared-prefix" || dataset == "chat" || dataset == "agents"; }
 };
 
 /// The time from the start of a process to its first token. Starts this program again as `startup_child`.

@@ -7,52 +7,186 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
+#include <fstream>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 namespace nvl_bench {
 
-Round run_round(nvl::AnyEngine& engine, const Workload& load, bool may_hit_cache, nvl_examples::Progress* bar) {
-  Round round;
-  std::vector<nvl::Request> requests = load.requests();
-  const std::size_t total = requests.size();
-  std::size_t waiting_for_first = total;
-  std::string error;
-  const nvl::EngineStats before = engine.stats();
-  nvl_examples::AbortGuard guard(engine);
-  const auto start = Clock::now();
-  for (nvl::Request& request : requests) {
-    round.input_tokens += static_cast<std::int64_t>(request.prompt_ids.size());
+namespace {
+
+/// A request that has not arrived yet.
+struct Pending {
+  double due = 0;  // [s] after the start
+  std::uint64_t session = 0;
+  std::int32_t turn = 0;
+  nvl::Request request;
+
+  /// For a heap whose first is due first.
+  friend bool operator<(const Pending& a, const Pending& b) { return a.due != b.due ? a.due > b.due : a.session > b.session; }
+};
+
+/// One run of a load on an engine.
+class Replay {
+ public:
+  Replay(nvl::AnyEngine& engine, const Workload& load, const RoundOptions& options)
+      : engine_(engine),
+        load_(load),
+        options_(options),
+        guard_(engine) {
+    std::vector<nvl::Request> requests = load.requests();
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      pending_.push_back({load.arrivals.empty() ? 0.0 : load.arrivals[i], i, 0, std::move(requests[i])});
+    }
+    std::make_heap(pending_.begin(), pending_.end());
+    round_.itl.reserve(static_cast<std::size_t>(load.output_tokens()));
+  }
+
+  Round run() {
+    const nvl::EngineStats before = engine_.stats();
+    start_ = Clock::now();
+    double last_end = 0;
+    while (!pending_.empty() || num_live_ > 0) {
+      submit_arrived();
+      if (num_live_ == 0) {
+        wait_until(pending_.front().due);
+        continue;
+      }
+      const double begin = now();
+      engine_.step();
+      if (options_.log_steps) {
+        // A step that was launched before the last one ended began when that one ended.
+        const nvl::EngineStats stats = engine_.stats();
+        const double start = was_pause_ ? begin : last_end;
+        last_end = now();
+        round_.steps.push_back({start, last_end - start, stats.last_step, stats.num_waiting, stats.num_running});
+      }
+      was_pause_ = num_live_ == 0;
+      if (options_.bar != nullptr) {
+        const auto done = static_cast<double>(round_.timings.size());
+        options_.bar->update(done / (done + static_cast<double>(num_live_ + pending_.size())));
+      }
+    }
+    round_.elapsed = now();
+    check();
+    count(before, engine_.stats());
+    return std::move(round_);
+  }
+
+ private:
+  double now() const { return seconds(start_, Clock::now()); }
+
+  /// Sleeps most of the time and looks at the clock for the rest.
+  void wait_until(double due) const {
+    constexpr double slack = 500e-6;
+    if (due - now() > 2 * slack) { std::this_thread::sleep_for(std::chrono::duration<double>(due - now() - slack)); }
+    while (now() < due) {}
+  }
+
+  void submit_arrived() {
+    while (!pending_.empty() && pending_.front().due <= now()) {
+      std::pop_heap(pending_.begin(), pending_.end());
+      Pending next = std::move(pending_.back());
+      pending_.pop_back();
+      submit(std::move(next));
+    }
+  }
+
+  void submit(Pending next) {
+    round_.input_tokens += std::ssize(next.request.prompt_ids);
+    expected_output_ += next.request.sampling.max_tokens;
+    if (options_.no_cache) { next.request.cache_salt = std::to_string(num_submitted_); }
+    ++num_submitted_;
+    ++num_live_;
+    const double late = load_.arrivals.empty() ? 0 : now() - next.due;
     nvl::RequestCallbacks callbacks;
-    callbacks.on_token = [&, is_first = true](const nvl::TokenEvent&) mutable {
-      ++round.output_tokens;
-      if (std::exchange(is_first, false) && --waiting_for_first == 0) { round.first_tokens = seconds(start, Clock::now()); }
+    callbacks.on_token = [this, last = -1.0](const nvl::TokenEvent&) mutable {
+      ++round_.output_tokens;
+      const double at = now();
+      if (last < 0) {
+        round_.first_tokens = at;
+      } else {
+        round_.itl.push_back(at - last);
+      }
+      last = at;
     };
-    callbacks.on_finish = [&](const nvl::Completion& done) {
-      round.timings.push_back(done.timings);
-      round.cached_tokens += done.num_cached_tokens;
-      if (!done.error.empty()) { error = done.error; }
+    callbacks.on_finish = [this, late, session = next.session, turn = next.turn](const nvl::Completion& done) {
+      nvl::RequestTimings times = done.timings;
+      times.queue += late;
+      times.ttft += late;
+      times.e2e += late;
+      round_.timings.push_back(times);
+      round_.cached_tokens += done.num_cached_tokens;
+      --num_live_;
+      if (!done.error.empty()) { error_ = done.error; }
+      if (load_.turns != nullptr && done.error.empty()) { take_turn(session, turn, done); }
     };
-    guard.add(engine.submit(std::move(request), std::move(callbacks)));
+    guard_.add(engine_.submit(std::move(next.request), std::move(callbacks)));
   }
-  while (round.timings.size() < total) {
-    engine.step();
-    if (bar != nullptr) { bar->update(static_cast<double>(round.timings.size()) / static_cast<double>(total)); }
+
+  void take_turn(std::uint64_t session, std::int32_t turn, const nvl::Completion& done) {
+    std::vector<nvl::TokenId> history = done.prompt_ids;
+    history.insert(history.end(), done.output_ids.begin(), done.output_ids.end());
+    TraceRequest said;
+    if (!load_.turns->next_turn(session, turn, history, said)) { return; }
+    pending_.push_back({now() + said.arrival, session, said.turn, load_.request(std::move(said.prompt), said.output_len)});
+    std::push_heap(pending_.begin(), pending_.end());
   }
-  round.elapsed = seconds(start, Clock::now());
-  if (!error.empty()) { throw std::runtime_error(error); }
-  if (round.output_tokens != load.output_tokens()) {
-    throw std::runtime_error("the engine gave " + std::to_string(round.output_tokens) + " tokens instead of " +
-                             std::to_string(load.output_tokens()));
+
+  void check() const {
+    if (!error_.empty()) { throw std::runtime_error(error_); }
+    if (round_.output_tokens != expected_output_) {
+      throw std::runtime_error("the engine gave " + std::to_string(round_.output_tokens) + " tokens instead of " +
+                               std::to_string(expected_output_));
+    }
+    if (round_.cached_tokens > 0 && (options_.no_cache || !options_.may_hit_cache)) {
+      throw std::runtime_error("the prefix cache had part of a prompt");
+    }
   }
-  if (round.cached_tokens > 0 && !may_hit_cache) { throw std::runtime_error("the prefix cache had part of a prompt"); }
-  const nvl::EngineStats after = engine.stats();
-  round.num_steps = after.num_steps - before.num_steps;
-  round.num_preemptions = after.num_preemptions - before.num_preemptions;
-  const auto steps = static_cast<double>(std::max<std::uint64_t>(round.num_steps, 1));
-  round.mean_batch = static_cast<double>(after.scheduled_seqs - before.scheduled_seqs) / steps;
-  round.exposed_host_us = 1e6 * (after.exposed_host_seconds - before.exposed_host_seconds) / steps;
-  return round;
+
+  void count(const nvl::EngineStats& before, const nvl::EngineStats& after) {
+    round_.num_steps = after.num_steps - before.num_steps;
+    round_.num_preemptions = after.num_preemptions - before.num_preemptions;
+    const auto steps = static_cast<double>(std::max<std::uint64_t>(round_.num_steps, 1));
+    round_.mean_batch = static_cast<double>(after.scheduled_seqs - before.scheduled_seqs) / steps;
+    round_.exposed_host_us = 1e6 * (after.exposed_host_seconds - before.exposed_host_seconds) / steps;
+  }
+
+  nvl::AnyEngine& engine_;
+  const Workload& load_;
+  const RoundOptions options_;
+  std::vector<Pending> pending_;  // heap
+  Clock::time_point start_{};
+  std::size_t num_live_ = 0, num_submitted_ = 0;
+  std::int64_t expected_output_ = 0;
+  bool was_pause_ = true;
+  std::string error_;
+  Round round_;
+  nvl_examples::AbortGuard guard_;
+};
+
+}  // namespace
+
+Round run_round(nvl::AnyEngine& engine, const Workload& load, const RoundOptions& options) {
+  return Replay(engine, load, options).run();
+}
+
+void write_step_log(const std::filesystem::path& path, std::span<const Round> rounds) {
+  std::ofstream file(path);
+  file << "run,start_s,us,seqs,tokens,samples,decodes,decode_kv_tokens,prefill_kv_tokens,prefill_pairs,copies,transfers,waiting,"
+          "running\n";
+  for (std::size_t run = 0; run < rounds.size(); ++run) {
+    for (const StepRecord& step : rounds[run].steps) {
+      const nvl::StepWork& w = step.work;
+      file << run + 1 << ',' << fixed(step.start, 6) << ',' << fixed(1e6 * step.seconds, 2) << ',' << w.num_seqs << ','
+           << w.num_tokens << ',' << w.num_samples << ',' << w.num_decodes << ',' << w.decode_kv_tokens << ','
+           << w.prefill_kv_tokens << ',' << w.prefill_pairs << ',' << w.num_copies << ',' << w.num_transfers << ','
+           << step.num_waiting << ',' << step.num_running << '\n';
+    }
+  }
+  file.close();
+  if (!file) { throw std::runtime_error(path.string() + ": cannot be written"); }
 }
 
 void check_together_and_alone(nvl::AnyEngine& engine, RequestLengths lengths, RandomIds& random) {
@@ -85,13 +219,14 @@ std::vector<std::string> distribution_row(const std::string& name, const Samples
 }
 
 void add_request_times(Json& json, TableRows& rows, std::span<const Round> rounds) {
-  std::vector<double> ttft, tpot, e2e;
+  std::vector<double> ttft, tpot, itl, e2e;
   for (const Round& round : rounds) {
     for (const nvl::RequestTimings& t : round.timings) {
       ttft.push_back(t.ttft);
       if (t.tpot > 0) { tpot.push_back(t.tpot); }
       e2e.push_back(t.e2e);
     }
+    itl.insert(itl.end(), round.itl.begin(), round.itl.end());
   }
   const auto add = [&](const std::string& name, const std::string& title, std::vector<double> values) {
     const Samples samples(std::move(values));
@@ -101,6 +236,7 @@ void add_request_times(Json& json, TableRows& rows, std::span<const Round> round
   };
   add("ttft", "time to first token [ms]", std::move(ttft));
   add("tpot", "time per output token [ms]", std::move(tpot));
+  add("itl", "time between two tokens [ms]", std::move(itl));
   add("e2el", "request from end to end [ms]", std::move(e2e));
 }
 

@@ -10,9 +10,11 @@
 #include <nvl/engine/any_engine.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
+#include <nvl/sched/step_work.hpp>
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,25 +28,45 @@ using TableRows = std::vector<std::vector<std::string>>;
 
 inline double seconds(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
-/// One round of requests: all are submitted at once, and it ends when all are done.
+/// One step of an engine, as its caller sees it.
+struct StepRecord {
+  double start = 0;    // [s] since the round began
+  double seconds = 0;  // from the end of the step before; of a step after a pause: from its own start
+  nvl::StepWork work;
+  std::uint32_t num_waiting = 0, num_running = 0;  // when it ended
+};
+
+struct RoundOptions {
+  bool may_hit_cache = false;  // whether the prefix cache may have parts of the prompts
+  bool no_cache = false;       // a salt for each request: the prefix cache finds nothing
+  bool log_steps = false;
+  nvl_examples::Progress* bar = nullptr;
+};
+
+/// One round of requests, each submitted when it arrives; it ends when all are done.
 struct Round {
   double elapsed = 0;       // [seconds] until the last token
   double first_tokens = 0;  // [seconds] until every request has its first token
   std::int64_t input_tokens = 0, output_tokens = 0, cached_tokens = 0;
   std::uint64_t num_steps = 0, num_preemptions = 0;
-  double mean_batch = 0;       // sequences of a step
-  double exposed_host_us = 0;  // a step: the device waited for the host
-  std::vector<nvl::RequestTimings> timings;
+  double mean_batch = 0;                     // sequences of a step
+  double exposed_host_us = 0;                // a step: the device waited for the host
+  std::vector<nvl::RequestTimings> timings;  // from the arrival, not from the submission, which may have to wait for a step
+  std::vector<double> itl;                   // [seconds] between two tokens of one request
+  std::vector<StepRecord> steps;             // if they were to be logged
 };
 
-/// \param may_hit_cache whether the prefix cache may have parts of the prompts
 /// \throws std::runtime_error if a request fails
-Round run_round(nvl::AnyEngine& engine, const Workload& load, bool may_hit_cache = false, nvl_examples::Progress* bar = nullptr);
+Round run_round(nvl::AnyEngine& engine, const Workload& load, const RoundOptions& options = {});
+
+/// Writes the steps of all rounds as comma-separated values under a line of names.
+/// \throws std::runtime_error if `path` cannot be written
+void write_step_log(const std::filesystem::path& path, std::span<const Round> rounds);
 
 /// What the CPU engine promises: two requests give the same tokens together and alone. \throws std::runtime_error
 void check_together_and_alone(nvl::AnyEngine& engine, RequestLengths lengths, RandomIds& random);
 
-/// Adds ttft, tpot and e2el of all requests in milliseconds, and their rows of the table.
+/// Adds ttft, tpot, itl and e2el of all requests in milliseconds, and their rows of the table.
 void add_request_times(Json& json, TableRows& rows, std::span<const Round> rounds);
 
 /// name, mean, std, median and the outer percentiles of values times `scale`

@@ -2,6 +2,7 @@
 /// What a benchmark asks of an engine: prompts of random ids, and how many tokens each request generates.
 
 #include "bench/support/python_random.hpp"
+#include "bench/support/trace.hpp"
 
 #include <nvl/core/ids.hpp>
 #include <nvl/engine/request.hpp>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -44,13 +46,15 @@ class RandomIds {
   std::mt19937_64 random_;
 };
 
-/// Requests that are submitted together.
+/// The requests of one run.
 struct Workload {
   std::string name;
   float temperature = 0;
   std::int32_t num_ids = 0;  // ids of prompts are below it
   std::vector<std::vector<nvl::TokenId>> prompts;
   std::vector<std::int32_t> output_lens;
+  std::vector<double> arrivals;        // [s] after the start, ascending; empty: all at once
+  std::shared_ptr<const Trace> turns;  // what follows an answer, prompt i being the first turn of session i; or nullptr
 
   std::size_t size() const { return prompts.size(); }
   std::int64_t input_tokens() const {
@@ -72,21 +76,23 @@ struct Workload {
   }
   /// [tokens] of the longest request
   std::int32_t max_total_len() const {
-    std::int32_t most = 0;
+    std::int32_t most = turns != nullptr ? turns->max_total_len() : 0;
     for (const RequestLengths& one : lengths()) { most = std::max(most, one.input + one.output); }
     return most;
   }
 
   /// End-of-sequence is ignored, so that all lengths are exact.
+  nvl::Request request(std::vector<nvl::TokenId> prompt, std::int32_t output_len) const {
+    nvl::Request request;
+    request.prompt_ids = std::move(prompt);
+    request.sampling.temperature = temperature;
+    request.sampling.ignore_eos = true;
+    request.sampling.max_tokens = output_len;
+    return request;
+  }
   std::vector<nvl::Request> requests() const {
     std::vector<nvl::Request> requests;
-    for (std::size_t i = 0; i < size(); ++i) {
-      nvl::Request& request = requests.emplace_back();
-      request.prompt_ids = prompts[i];
-      request.sampling.temperature = temperature;
-      request.sampling.ignore_eos = true;
-      request.sampling.max_tokens = output_lens[i];
-    }
+    for (std::size_t i = 0; i < size(); ++i) { requests.push_back(request(prompts[i], output_lens[i])); }
     return requests;
   }
 

@@ -22,6 +22,7 @@
 #include <nvl/sched/admission.hpp>
 #include <nvl/sched/publish.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
+#include <nvl/sched/step_work.hpp>
 
 #include <algorithm>
 #include <array>
@@ -310,6 +311,7 @@ class Engine {
         [&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->output = &ranks_[i]->runner.collect(); });
     current.is_launched = false;
     current_ = 1 - current_;
+    stats_.last_step = work_of(current.batch);
     commit(current.batch, *ranks_.front()->output);
     if constexpr (requires(Device& device) { device.idle_seconds(); }) {
       stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();

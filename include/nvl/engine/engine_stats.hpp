@@ -3,6 +3,7 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/sched/sequence.hpp>
+#include <nvl/sched/step_work.hpp>
 
 #include <algorithm>
 #include <array>
@@ -74,6 +75,7 @@ struct EngineStats {
   std::uint64_t queued_tokens = 0;      // of their prompts
   std::uint32_t num_blocks = 0;         // of the KV cache
   std::uint32_t num_free_blocks = 0;    // now; cached ones that can be evicted count as free
+  StepWork last_step;                   // the one whose tokens the last call of `step` reported
   double exposed_host_seconds = 0;      // that the device waited for the host between two steps; 0 where there is no device
   Distribution queue, ttft, tpot, e2e;  // of finished requests
 
