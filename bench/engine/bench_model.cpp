@@ -27,7 +27,7 @@ using Clock = std::chrono::steady_clock;
 nvl::DType dtype_of(const nvl_examples::ModelOptions& model, const nvl::ModelConfig& config) {
   if (const auto given = model.element_type()) { return *given; }
   if (model.device == "cpu") { return nvl::auto_dtype(config); }
-  return config.dtype == nvl::DType::bfloat16 ? nvl::DType::bfloat16 : nvl::DType::float16;
+  return nvl::auto_cuda_dtype(config);
 }
 
 }  // namespace

@@ -529,13 +529,100 @@ class Bench(ProgramTest):
         self.fails("latency", *tiny, "--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
 
 
+class Plan(ProgramTest):
+    def report(self, *words):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "plan.json"
+            out = self.ok(*words, "--output-json", file)
+            self.assertEqual(os.listdir(folder), ["plan.json"])
+            return out, json.loads(file.read_text())
+
+    def test_common(self):
+        self.check_common()
+
+    def test_a_known_model(self):
+        out, plan = self.report("-m", "qwen3-0.6b")
+        self.assertEqual((plan["parameters"], plan["dtype"], plan["gpu"]), (596049920, "bfloat16", "h200"))
+        memory = plan["memory"]
+        self.assertEqual((memory["weight_bytes"], memory["kv_bytes_per_token"]), (1192099840, 114688))
+        self.assertEqual(memory["kv_bytes"], memory["num_blocks"] * 16 * 114688)
+        self.assertEqual(memory["total_bytes"], sum(memory[key] for key in ["weight_bytes", "kv_bytes", "activation_bytes",
+                                                                            "logits_bytes", "workspace_bytes", "graph_bytes"]))
+        self.assertEqual([row["length"] for row in plan["contexts"]], [1024, 2048, 4096, 8192, 16384, 32768, 40960])
+        for row in plan["contexts"]:
+            self.assertEqual(row["sequences_that_fit"], memory["num_blocks"] // row["blocks"])
+            self.assertEqual(row["sequences_that_run"], min(row["sequences_that_fit"], 64))
+        self.assertEqual(len(plan["variants"]), 8)
+        self.assertEqual(plan["variants"][0]["memory"], memory)
+        self.assertEqual(plan["variants"][0]["limit_output_throughput"], plan["load"]["limit_output_throughput"])
+        self.assertLess(plan["load"]["expected_output_throughput"], plan["load"]["limit_output_throughput"])
+        self.assertEqual(plan["variants"][7]["memory"]["kv_bytes_per_token"], 114688 // 16)
+        for line in ["| weights ", "1192099840", "114688 bytes a token", "a calculation", "| fp8 "]:
+            self.assertIn(line, out)
+
+    def test_files_need_no_weights(self):
+        _, of_directory = self.report("-m", self.tiny / "qwen3")
+        _, of_config = self.report("-m", self.tiny / "qwen3" / "config.json")
+        _, of_gguf = self.report("-m", self.tiny / "gguf" / "qwen3.gguf")
+        self.assertEqual(of_directory["memory"], of_config["memory"])
+        self.assertEqual(of_directory["memory"]["weight_bytes"], of_gguf["memory"]["weight_bytes"])
+        self.assertEqual(of_config["model"], "config.json")
+
+    def test_options(self):
+        words = ["-m", "llama-3.1-8b", "--gpu", "l40s"]
+        _, plain = self.report(*words)
+        _, given = self.report(*words, "--kv-cache-dtype", "fp8", "--tensor-parallel-size", 2, "--max-num-seqs", 8, "--context", 100,
+                               "--context", 5000, "--input-len", 30, "--output-len", 70, "--max-num-batched-tokens", 512)
+        self.assertEqual(given["memory"]["kv_bytes_per_token"] * 4, plain["memory"]["kv_bytes_per_token"])
+        self.assertEqual([row["length"] for row in given["contexts"]], [100, 5000])
+        self.assertEqual(given["load"]["concurrent_requests"], 8)
+        _, memory = self.report(*words, "--gpu-memory", "40G", "--used-gpu-memory", "1G", "--gpu-memory-utilization", 0.5,
+                                "--block-size", 32, "--num-sms", 100, "--dtype", "float16")
+        self.assertLessEqual(memory["memory"]["total_bytes"], 19 << 30)
+        self.assertGreater(memory["memory"]["total_bytes"], (19 << 30) - (32 << 20))
+        _, fast = self.report(*words, "--peak-bandwidth", 100, "--peak-tflops", 100000)
+        self.assertLess(fast["load"]["limit_duration_s"], 0.1 * plain["load"]["limit_duration_s"])
+        _, slow = self.report(*words, "--tp-size", 2, "--all-reduce-us", 1000, "--link-bandwidth", 1)
+        self.assertGreater(slow["contexts"][0]["limit_tpot_alone_ms"], 64)
+        _, eager = self.report(*words, "--enforce-eager")
+        self.assertEqual(eager["memory"]["graph_bytes"], 0)
+
+    def test_what_does_not_fit(self):
+        out = self.ok("-m", "smollm2-135m")  # nine heads
+        self.assertIn("cannot be divided so", out)
+        small = ["-m", "llama-3.1-8b", "--gpu-memory", "12G"]
+        self.assertIn("does not fit", self.ok(*small, "--tp-size", 2))
+        status, out, err = run(*small)
+        self.assertEqual((status, err.count("\n")), (1, 1))
+        self.assertIn("no room for a KV cache", err)
+        self.assertEqual(out.count("does not fit"), 2)  # alone; what fits on several GPUs is shown
+
+    def test_errors(self):
+        model = ["-m", "qwen3-0.6b"]
+        self.fails("-m", "qwen3-600b", says=["qwen3-600b", "qwen3-0.6b"])
+        self.fails(*model, "--gpu", "h300", says=["--gpu is \"h300\"", "h200"])
+        self.fails(*model, "--dtype", "float32", says="auto, bfloat16 or float16")
+        self.fails(*model, "--kv-cache-dtype", "int3", says="auto or fp8")
+        self.fails(*model, "--tp-size", 3, says=["tensor_parallel_size is 3", "16 query heads"])
+        self.fails(*model, "--block-size", 24, says="power of two")
+        self.fails(*model, "--gpu-memory-utilization", 2, says="gpu_memory_utilization is 2")
+        self.fails(*model, "--max-model-len", 50000, says="max_model_len")
+        self.fails(*model, "--peak-bandwidth", -1, says="--peak-bandwidth is -1.000: must be positive")
+        self.fails(*model, "--all-reduce-us", -1, says="must not be negative")
+        self.fails(*model, "--num-sms", 0, says="--num-sms is 0")
+        self.fails(*model, "--context", 50000, says=["--context is 50000", "40960"])
+        self.fails(*model, "--input-len", 0, says="--input-len is 0")
+        self.fails(*model, "--input-len", 40000, "--output-len", 1000, says="41000 tokens together")
+        self.fails(*model, "--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
+
+
 def main():
     global ARGS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="tests/data")
     parser.add_argument("--fetched", required=True, type=pathlib.Path, help="where downloaded models are")
-    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "bench"])
+    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "bench", "plan"])
     ARGS, rest = parser.parse_known_args()
     ARGS.program = str(pathlib.Path(ARGS.program).resolve())
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(globals()[ARGS.suite.capitalize()])

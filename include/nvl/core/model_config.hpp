@@ -78,6 +78,12 @@ struct ModelConfig {
   std::int32_t window(std::int32_t layer) const noexcept { return layer >= first_windowed_layer ? sliding_window : 0; }
 };
 
+/// The element type of activations and KV for "auto" on a CUDA device: that of a 16-bit checkpoint, and fp16 for every other:
+/// quantised weights and float32 keep more of their digits in it than in bf16.
+inline DType auto_cuda_dtype(const ModelConfig& config) noexcept {
+  return config.dtype == DType::bfloat16 ? DType::bfloat16 : DType::float16;
+}
+
 /// Throws InvalidArgument unless every number is in range and the heads divide. Readers call it after mapping a file, and
 /// Engine calls it again, so a host that fills the struct by hand gets the same messages.
 inline void validate(const ModelConfig& c) {

@@ -25,12 +25,6 @@ using DefaultCudaEngine = Engine<PrefillFirstScheduler, PrefixCacheAllocator, Pa
 /// The one list. Head dims are chosen inside the attention backend.
 using DefaultCudaEngines = EngineList<DefaultCudaEngine<bf16>, DefaultCudaEngine<fp16>, DefaultCudaEngine<float>>;
 
-/// The element type of activations and KV for "auto": that of a 16-bit checkpoint, and fp16 for every other: quantised weights
-/// and float32 keep more of their digits in it than in bf16.
-inline DType auto_cuda_dtype(const ModelConfig& config) noexcept {
-  return config.dtype == DType::bfloat16 ? DType::bfloat16 : DType::float16;
-}
-
 /// The engine of DefaultCudaEngines for `dtype` (none: auto_cuda_dtype), behind the run-time interface.
 /// \throws what Engine throws; Unsupported, with the list, for another dtype
 template <WeightSource Source>
