@@ -14,6 +14,8 @@
 using nvl::bf16;
 using nvl::BlockCopy;
 using nvl::BlockId;
+using nvl::BlockTransfer;
+using nvl::HostBlockId;
 
 namespace {
 
@@ -35,8 +37,10 @@ int main(int argc, char** argv) {
       const auto size = static_cast<std::size_t>(c.layout.layer_elements() * c.num_layers);
       const double bytes = 2.0 * static_cast<double>(block) * c.num_copies * c.num_layers;
       std::vector<BlockCopy> host_copies;
+      std::vector<BlockTransfer> host_transfers;
       for (unsigned i = 0; i < static_cast<unsigned>(c.num_copies); ++i) {
         host_copies.push_back({.from = BlockId{i}, .to = BlockId{i + 64}});
+        host_transfers.push_back({.device = BlockId{i}, .host = HostBlockId{i}});
       }
       const nvl_bench::DeviceBuffer<BlockCopy> copies(host_copies);
       auto kv = nvl_bench::random_normal_buffer<bf16>(size, 2, bench.seed());
@@ -55,33 +59,31 @@ int main(int argc, char** argv) {
                   launch);
       }
       if (bench.wants("block_swap " + shape)) {
-        nvl::KvLayout host_layout = c.layout;
-        host_layout.num_blocks = 128;
+        const nvl_bench::DeviceBuffer<BlockTransfer> transfers(host_transfers);
         bf16* host = nullptr;
         NVL_CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&host), size * sizeof(bf16)));
         std::memset(static_cast<void*>(host), 0, size * sizeof(bf16));
-        for (const bool out : {true, false}) {
+        for (const bool to_host : {true, false}) {
           const auto launch = [&](int, cudaStream_t stream) {
-            nvl::kernels::launch_block_swap<bf16>({.to = out ? host : kv.data(),
-                                                   .from = out ? kv.data() : host,
-                                                   .to_layout = out ? host_layout : c.layout,
-                                                   .from_layout = out ? c.layout : host_layout,
+            nvl::kernels::launch_block_swap<bf16>({.kv = kv.data(),
+                                                   .host = host,
+                                                   .layout = c.layout,
                                                    .num_layers = c.num_layers,
-                                                   .copies = copies.data(),
-                                                   .num_copies = c.num_copies},
+                                                   .transfers = transfers.data(),
+                                                   .num_transfers = c.num_copies,
+                                                   .to_host = to_host},
                                                   stream);
           };
+          if (!to_host) { std::memset(static_cast<void*>(host), 0x3c, size * sizeof(bf16)); }
           launch(0, nullptr);
           NVL_CUDA_CHECK(cudaDeviceSynchronize());
-          const bf16* const host_block = host + (out ? 64 * block : 0);
-          expect_same("block_swap", kv.to_host(0, out ? 0 : 64 * block, block),
-                      std::vector<bf16>(host_block, host_block + block));
+          expect_same("block_swap", kv.to_host(0, 0, block), std::vector<bf16>(host, host + block));
           bench.add({.op = "block_swap",
                      .dtype = "bfloat16",
                      .shape = shape,
-                     .bytes_read = out ? bytes : 0,
-                     .bytes_written = out ? 0 : bytes,
-                     .variant = out ? "to the host" : "from the host"},
+                     .bytes_read = to_host ? bytes : 0,
+                     .bytes_written = to_host ? 0 : bytes,
+                     .variant = to_host ? "to the host" : "from the host"},
                     1, launch);
         }
         NVL_CUDA_CHECK(cudaFreeHost(host));

@@ -72,6 +72,9 @@ void CapacityOptions::add_to(OptionParser& parser) {
       "Memory for the KV cache, such as 512M or 4G. Default: what can be used, up to a quarter of the machine's memory.");
   parser.option("--num-blocks,--num-gpu-blocks-override", num_blocks, "N",
                 "Blocks of the KV cache, instead of its size in bytes.");
+  parser.option(
+      "--swap-space", swap_space, "GIB",
+      "Host memory, in GiB, for the KV cache of sequences that make room for others, where the scheduler swaps. Default: 0.");
   parser.option("--max-num-seqs", max_num_seqs, "N", "Sequences that run at once.");
   parser.option("--max-num-batched-tokens", max_num_batched_tokens, "N", "Tokens that are computed in one step. Default: 2048.");
 }
@@ -82,6 +85,13 @@ nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
   options.max_num_batched_tokens = max_num_batched_tokens.value_or(options.max_num_batched_tokens);
   options.num_blocks = num_blocks.value_or(options.num_blocks);
   if (kv_cache_memory) { options.kv_cache_memory_bytes = kv_cache_memory->value; }
+  if (swap_space) {
+    constexpr double gib = 1 << 30, most = 1 << 20;
+    if (*swap_space < 0 || *swap_space > most) {
+      throw UsageError("--swap-space is " + std::to_string(*swap_space) + ": must be 0 to 1048576 GiB");
+    }
+    options.swap_space_bytes = static_cast<std::int64_t>(*swap_space * gib);
+  }
   return options;
 }
 

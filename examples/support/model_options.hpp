@@ -42,6 +42,7 @@ struct CapacityOptions {
   std::optional<std::int32_t> max_model_len, max_num_seqs, max_num_batched_tokens;
   std::optional<std::int64_t> num_blocks;
   std::optional<ByteCount> kv_cache_memory;
+  std::optional<double> swap_space;  // [GiB]
 
   void add_to(OptionParser& parser);
   nvl::EngineOptions over(nvl::EngineOptions options) const;

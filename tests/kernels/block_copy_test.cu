@@ -19,12 +19,15 @@ namespace {
 using nvl::bf16;
 using nvl::BlockCopy;
 using nvl::BlockId;
+using nvl::BlockTransfer;
 using nvl::fp16;
 using nvl::KvLayout;
 using nvl_test::DeviceVector;
 using nvl_test::to_floats;
 
 BlockCopy copy_of(unsigned from, unsigned to) { return {.from = BlockId{from}, .to = BlockId{to}}; }
+
+BlockTransfer transfer_of(unsigned device, unsigned host) { return {.device = BlockId{device}, .host = nvl::HostBlockId{host}}; }
 
 std::size_t offset(const KvLayout& layout, int layer, BlockId block) {
   return static_cast<std::size_t>(layer * layout.layer_elements() + nvl::index_of(block) * layout.block_elements());
@@ -107,45 +110,38 @@ TEST_CASE("blocks beyond 2^31 elements of the cache are copied", "[kernel][gpu]"
 TEMPLATE_TEST_CASE("blocks are swapped out to pinned host memory and back in", "[kernel][gpu]", bf16, float) {
   using T = TestType;
   nvl_test::require_device();
-  const KvLayout device_layout{.num_blocks = 20, .block_size = 16, .num_kv_heads = 3, .head_dim = 80};
-  KvLayout host_layout = device_layout;
-  host_layout.num_blocks = 7;
+  const KvLayout layout{.num_blocks = 20, .block_size = 16, .num_kv_heads = 3, .head_dim = 80};
   const int num_layers = 3;
-  const auto host_elements = static_cast<std::size_t>(num_layers * host_layout.layer_elements());
-  const std::vector<T> kv = nvl_test::random_values<T>(static_cast<std::size_t>(num_layers * device_layout.layer_elements()), 1);
+  const auto host_elements = static_cast<std::size_t>(layout.whole_block_offset(7, 0, num_layers));
+  const std::vector<T> kv = nvl_test::random_values<T>(static_cast<std::size_t>(num_layers * layout.layer_elements()), 1);
   DeviceVector<T> device_kv(kv);
   T* host_kv = nullptr;
   NVL_CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&host_kv), host_elements * sizeof(T)));
   std::fill_n(host_kv, host_elements, static_cast<T>(-1.0f));
 
-  const std::vector<BlockCopy> out{copy_of(19, 0), copy_of(3, 6), copy_of(8, 2)},
-      in{copy_of(0, 5), copy_of(6, 19), copy_of(2, 0)};
-  const DeviceVector<BlockCopy> device_out(out), device_in(in);
-  nvl::kernels::launch_block_swap<T>({.to = host_kv,
-                                      .from = device_kv.data(),
-                                      .to_layout = host_layout,
-                                      .from_layout = device_layout,
-                                      .num_layers = num_layers,
-                                      .copies = device_out.data(),
-                                      .num_copies = 3},
-                                     nullptr);
-  nvl::kernels::launch_block_swap<T>({.to = device_kv.data(),
-                                      .from = host_kv,
-                                      .to_layout = device_layout,
-                                      .from_layout = host_layout,
-                                      .num_layers = num_layers,
-                                      .copies = device_in.data(),
-                                      .num_copies = 3},
-                                     nullptr);
+  const std::vector<BlockTransfer> out{transfer_of(19, 0), transfer_of(3, 6), transfer_of(8, 2)},
+      in{transfer_of(5, 0), transfer_of(19, 6), transfer_of(0, 2)};
+  const DeviceVector<BlockTransfer> device_out(out), device_in(in);
+  for (const bool to_host : {true, false}) {
+    nvl::kernels::launch_block_swap<T>({.kv = device_kv.data(),
+                                        .host = host_kv,
+                                        .layout = layout,
+                                        .num_layers = num_layers,
+                                        .transfers = to_host ? device_out.data() : device_in.data(),
+                                        .num_transfers = 3,
+                                        .to_host = to_host},
+                                       nullptr);
+  }
   const std::vector<T> actual = device_kv.to_host();
 
   std::vector<T> expected_host(host_elements, static_cast<T>(-1.0f)), expected = kv;
   for (int layer = 0; layer < num_layers; ++layer) {
     for (std::size_t i = 0; i < out.size(); ++i) {
-      const auto from = kv.begin() + static_cast<std::ptrdiff_t>(offset(device_layout, layer, out[i].from));
-      const auto size = static_cast<std::ptrdiff_t>(device_layout.block_elements());
-      std::copy(from, from + size, expected_host.begin() + static_cast<std::ptrdiff_t>(offset(host_layout, layer, out[i].to)));
-      std::copy(from, from + size, expected.begin() + static_cast<std::ptrdiff_t>(offset(device_layout, layer, in[i].to)));
+      const auto from = kv.begin() + static_cast<std::ptrdiff_t>(offset(layout, layer, out[i].device));
+      const auto size = static_cast<std::ptrdiff_t>(layout.block_elements());
+      std::copy(from, from + size,
+                expected_host.begin() + layout.whole_block_offset(nvl::index_of(out[i].host), layer, num_layers));
+      std::copy(from, from + size, expected.begin() + static_cast<std::ptrdiff_t>(offset(layout, layer, in[i].device)));
     }
   }
   CHECK(to_floats(std::vector<T>(host_kv, host_kv + host_elements)) == to_floats(expected_host));

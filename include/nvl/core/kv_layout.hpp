@@ -23,6 +23,13 @@ struct KvLayout {
   /// [elements] of one layer
   NVL_HOST_DEVICE constexpr std::int64_t layer_elements() const noexcept { return num_blocks * block_elements(); }
 
+  /// [elements] from the start of a pool of whole blocks, [blocks][num_layers] x block_elements (in host memory), to `layer` of
+  /// `block`: what moves together lies together
+  NVL_HOST_DEVICE constexpr std::int64_t whole_block_offset(std::int64_t block, std::int32_t layer,
+                                                            std::int32_t num_layers) const noexcept {
+    return (block * num_layers + layer) * block_elements();
+  }
+
   /// [elements] from the start of the layer to the K of `offset` in `block` of `head`
   NVL_HOST_DEVICE constexpr std::int64_t k_offset(std::int64_t block, std::int32_t head, std::int32_t offset) const noexcept {
     return block * block_elements() + head * head_elements() + std::int64_t{offset} * head_dim;

@@ -26,6 +26,16 @@ struct BlockCopy {
   BlockId to{};
 };
 
+/// A block that moves between the pools of the device and of the host, over all layers.
+///
+/// The transfers of a step run after the tokens of the step before are computed, and beside those of their own step; the next
+/// step, its transfers and its tokens, waits for them. So a block that goes out is neither released nor written before the next
+/// call of `schedule`, and one that comes in is not read before that.
+struct BlockTransfer {
+  BlockId device{};
+  HostBlockId host{};
+};
+
 struct LogitBias {
   TokenId token = 0;
   float bias = 0;  // added to the logit
@@ -79,6 +89,8 @@ struct StepInput {
   std::span<TokenId> banned;              // flat
   std::span<TokenId> history;             // flat
   std::span<BlockCopy> copies;            // done before anything else of the step
+  std::span<BlockTransfer> swap_out;      // device to host, beside the step; no block twice, in either list
+  std::span<BlockTransfer> swap_in;       // host to device, likewise
   std::int32_t max_blocks_per_seq = 0;    // B
   std::int32_t min_query_len = 0;         // [tokens] of the sequence with the fewest to compute, and of that with the most
   std::int32_t max_query_len = 0;
@@ -92,6 +104,7 @@ struct StepInput {
 struct StepShape {
   std::size_t num_tokens = 0, num_seqs = 0, max_blocks_per_seq = 0, num_samples = 0;
   std::size_t num_logit_bias = 0, num_banned = 0, num_history = 0, num_copies = 0;
+  std::size_t num_swap_out = 0, num_swap_in = 0;
 };
 
 inline StepShape shape_of(const StepInput& in) noexcept {
@@ -102,7 +115,9 @@ inline StepShape shape_of(const StepInput& in) noexcept {
           .num_logit_bias = in.logit_bias.size(),
           .num_banned = in.banned.size(),
           .num_history = in.history.size(),
-          .num_copies = in.copies.size()};
+          .num_copies = in.copies.size(),
+          .num_swap_out = in.swap_out.size(),
+          .num_swap_in = in.swap_in.size()};
 }
 
 /// [bytes] that the start of a step's memory is aligned to
@@ -127,6 +142,8 @@ void for_each_step_array(StepInput& in, const StepShape& s, Visit&& visit) {
   visit(in.banned, s.num_banned);
   visit(in.history, s.num_history);
   visit(in.copies, s.num_copies);
+  visit(in.swap_out, s.num_swap_out);
+  visit(in.swap_in, s.num_swap_in);
 }
 
 constexpr std::size_t align_step_array(std::size_t n) noexcept {

@@ -80,8 +80,10 @@ class Engine {
          Parallel parallel = {})
       : config_(checked(config)),
         options_(options),
-        plan_(plan_memory<Attention>(config_, options_)),
-        allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks), .block_size = block_size}),
+        plan_(plan_memory<Attention, Allocator>(config_, options_)),
+        allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks),
+                                  .block_size = block_size,
+                                  .num_host_blocks = static_cast<std::uint32_t>(plan_.num_host_blocks)}),
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
                                     .block_size = block_size,
@@ -243,6 +245,10 @@ class Engine {
     stats.num_running = scheduler_.num_running();
     stats.num_blocks = allocator_.num_blocks();
     stats.num_free_blocks = allocator_.num_free();
+    if constexpr (TieredAllocator<Allocator>) {
+      stats.num_host_blocks = allocator_.num_host_blocks();
+      stats.num_free_host_blocks = allocator_.num_free_host();
+    }
     return stats;
   }
 
@@ -325,7 +331,10 @@ class Engine {
     ScheduledBatch& batch = flight.batch;
     batch.clear();
     if (!plan(batch)) { return true; }
-    stats_.num_preemptions += batch.preempted.size();
+    stats_.num_preemptions += batch.preempted.size() + batch.swapped.size();
+    stats_.num_swaps += batch.swapped.size();
+    stats_.swapped_out_blocks += batch.swap_out.size();
+    stats_.swapped_in_blocks += batch.swap_in.size();
     if (batch.empty()) { return false; }
     note_admissions(batch);
     StepInput* in = nullptr;

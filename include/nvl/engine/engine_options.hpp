@@ -10,6 +10,8 @@
 #include <nvl/core/sampling_params.hpp>
 #include <nvl/core/step_limits.hpp>
 #include <nvl/core/token_text.hpp>
+#include <nvl/kv/block_allocator.hpp>
+#include <nvl/ops/device_ops.hpp>
 #include <nvl/sched/scheduling_options.hpp>
 
 #include <algorithm>
@@ -28,6 +30,7 @@ struct EngineOptions {
   std::int64_t kv_cache_memory_bytes =
       0;  // 0 = CPU: up to a quarter of the host's memory; CUDA: what device.memory_utilization leaves; no more than can be used
   std::int64_t num_blocks = 0;                    // of the KV cache, instead of a size in bytes; 0 = from the size
+  std::int64_t swap_space_bytes = 0;              // of host memory for KV blocks that make room on the device; 0 = none
   DeviceOptions device{};                         // where it runs
   std::optional<std::uint64_t> seed{};            // seeds of requests without one are drawn from it; none = from the system
   RequestLimits limits{};                         // what one request may ask for
@@ -43,6 +46,7 @@ struct MemoryPlan {
   std::int64_t kv_bytes_per_block = 0;  // K and V of all layers
   std::int64_t num_blocks = 0;
   std::int64_t kv_bytes = 0;
+  std::int64_t num_host_blocks = 0;  // of the pool in host memory, which is not the device's: page-locked on CUDA
   std::int64_t activation_bytes = 0;
   std::int64_t logits_bytes = 0;
 
@@ -51,6 +55,7 @@ struct MemoryPlan {
     return fixed.weight_bytes + fixed.workspace_bytes + kv_bytes + activation_bytes + logits_bytes;
   }
   std::int64_t total_bytes() const noexcept { return allocated_bytes() + fixed.graph_bytes; }
+  std::int64_t swap_space_bytes() const noexcept { return num_host_blocks * kv_bytes_per_block; }
 };
 
 /// The plan as a table, a line an item.
@@ -71,6 +76,9 @@ inline std::string to_table(const MemoryPlan& plan) {
   row("workspace", plan.fixed.workspace_bytes);
   row("graphs", plan.fixed.graph_bytes, plan.fixed.graph_bytes > 0 ? "estimated" : "");
   row("total", plan.total_bytes());
+  if (plan.num_host_blocks > 0) {
+    row("swap space", plan.swap_space_bytes(), "host memory besides: " + std::to_string(plan.num_host_blocks) + " blocks");
+  }
   return table;
 }
 
@@ -78,6 +86,7 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
                               std::int32_t block_size) noexcept {
   const auto num_eos = static_cast<std::int32_t>(config.eos_token_ids.size());
   return {.num_blocks = plan.num_blocks,
+          .num_host_blocks = plan.num_host_blocks,
           .block_size = block_size,
           .max_num_tokens = options.max_num_batched_tokens,
           .max_num_seqs = options.max_num_seqs,
@@ -106,6 +115,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   NVL_EXPECTS(options.kv_cache_memory_bytes >= 0, "kv_cache_memory_bytes", options.kv_cache_memory_bytes, "not negative");
   NVL_EXPECTS(options.num_blocks >= 0 && options.num_blocks < (std::int64_t{1} << 31), "num_blocks", options.num_blocks,
               "0 to 2^31 - 1");
+  NVL_EXPECTS(options.swap_space_bytes >= 0, "swap_space_bytes", options.swap_space_bytes, "not negative");
 
   MemoryPlan plan;
   plan.block_size = block_size;
@@ -117,6 +127,10 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
       (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
   plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * kv_element_bytes;
+
+  plan.num_host_blocks = std::min(options.swap_space_bytes / plan.kv_bytes_per_block, (std::int64_t{1} << 31) - 1);
+  NVL_EXPECTS(options.swap_space_bytes == 0 || plan.num_host_blocks > 0, "swap_space_bytes", options.swap_space_bytes,
+              "0, or at least the " + std::to_string(plan.kv_bytes_per_block) + " bytes of one block");
 
   plan.fixed = fixed_memory(step_limits(config, plan, options, block_size));
 
@@ -150,6 +164,8 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
 template <class Attention>
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
   using Ops = typename Attention::Ops;
+  NVL_EXPECTS(TransferringOps<Ops> || options.swap_space_bytes == 0, "swap_space_bytes", options.swap_space_bytes,
+              "0: the ops of this attention backend move no blocks to host memory (TransferringOps)");
   constexpr std::int64_t element_bytes = sizeof(typename Attention::Element);
   return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, Ops::Device::memory(options.device),
                      [&](const StepLimits& limits) {
@@ -162,6 +178,14 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) 
                        }
                        return fixed;
                      });
+}
+
+/// The plan of an engine with this attention backend and this allocator.
+template <class Attention, BlockAllocator Allocator>
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
+  NVL_EXPECTS(TieredAllocator<Allocator> || options.swap_space_bytes == 0, "swap_space_bytes", options.swap_space_bytes,
+              "0: this engine's allocator has no host blocks (TieredAllocator)");
+  return plan_memory<Attention>(config, options);
 }
 
 }  // namespace nvl::inline NVL_ABI

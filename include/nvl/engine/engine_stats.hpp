@@ -64,6 +64,9 @@ struct EngineStats {
   std::uint64_t num_submitted = 0;              // requests accepted
   std::array<std::uint64_t, 5> num_finished{};  // requests, by FinishReason
   std::uint64_t num_preemptions = 0;
+  std::uint64_t num_swaps = 0;             // of the preemptions, those to host memory
+  std::uint64_t swapped_out_blocks = 0;    // copied to host memory
+  std::uint64_t swapped_in_blocks = 0;     // and back; fewer, where blocks were found on the device
   std::uint64_t prompt_tokens = 0;         // of admitted requests: what the prefix cache was asked for
   std::uint64_t cached_prompt_tokens = 0;  // of them found there
   std::uint64_t computed_tokens = 0;       // rows that went through the model
@@ -71,10 +74,12 @@ struct EngineStats {
   std::uint64_t scheduled_seqs = 0;  // sum over steps; / num_steps = mean batch
   std::uint32_t num_waiting = 0;     // requests, now
   std::uint32_t num_running = 0;
-  std::uint32_t num_queued = 0;         // requests never scheduled so far, now
-  std::uint64_t queued_tokens = 0;      // of their prompts
-  std::uint32_t num_blocks = 0;         // of the KV cache
-  std::uint32_t num_free_blocks = 0;    // now; cached ones that can be evicted count as free
+  std::uint32_t num_queued = 0;       // requests never scheduled so far, now
+  std::uint64_t queued_tokens = 0;    // of their prompts
+  std::uint32_t num_blocks = 0;       // of the KV cache
+  std::uint32_t num_free_blocks = 0;  // now; cached ones that can be evicted count as free
+  std::uint32_t num_host_blocks = 0;  // of the pool in host memory
+  std::uint32_t num_free_host_blocks = 0;
   StepWork last_step;                   // the one whose tokens the last call of `step` reported
   double exposed_host_seconds = 0;      // that the device waited for the host between two steps; 0 where there is no device
   Distribution queue, ttft, tpot, e2e;  // of finished requests

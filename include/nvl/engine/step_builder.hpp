@@ -33,6 +33,8 @@ inline StepShape shape_of(const ScheduledBatch& batch) {
   shape.num_tokens = static_cast<std::size_t>(batch.num_tokens);
   shape.num_seqs = batch.seqs.size();
   shape.num_copies = batch.copies.size();
+  shape.num_swap_out = batch.swap_out.size();
+  shape.num_swap_in = batch.swap_in.size();
   for (const ScheduledSeq& entry : batch.seqs) {
     shape.max_blocks_per_seq = std::max(shape.max_blocks_per_seq, entry.seq->block_table.size());
     if (!entry.needs_sample) { continue; }
@@ -65,6 +67,8 @@ inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t blo
   StepInput& in = buffer.layout(shape);
   in.step = step;
   std::copy(batch.copies.begin(), batch.copies.end(), in.copies.begin());
+  std::copy(batch.swap_out.begin(), batch.swap_out.end(), in.swap_out.begin());
+  std::copy(batch.swap_in.begin(), batch.swap_in.end(), in.swap_in.begin());
   std::size_t token = 0, seq_idx = 0, row = 0;
   std::uint32_t num_bias = 0, num_banned = 0, num_history = 0;
   in.cu_query_lens[0] = 0;

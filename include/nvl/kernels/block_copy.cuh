@@ -1,6 +1,6 @@
 #pragma once
 /// Copies of whole blocks of the KV cache, over all layers: inside one cache (copy-on-write), in the order of the list, so that
-/// a later copy may read what an earlier one wrote; and between two caches, one of which may be pinned host memory (swap).
+/// a later copy may read what an earlier one wrote; and between the cache and a pool in pinned host memory (swap).
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
@@ -28,17 +28,17 @@ struct BlockCopyParams {
   int num_copies = 0;                 // 0 is legal: nothing is launched
 };
 
-/// Blocks copies[i].from of `from` to blocks copies[i].to of `to`. The two pools do not overlap and no block of `to` is named
-/// twice, so the order of the copies does not matter.
+/// Blocks between the cache and a pool in host memory. No block of either is named twice, so the order of the transfers does not
+/// matter.
 template <class T>
 struct BlockSwapParams {
-  T* to = nullptr;          // [num_layers] x to_layout, device or pinned host memory
-  const T* from = nullptr;  // [num_layers] x from_layout, device or pinned host memory
-  KvLayout to_layout;       // the same shape of a block as from_layout
-  KvLayout from_layout;
+  T* kv = nullptr;    // [num_layers] x layout, device
+  T* host = nullptr;  // [host blocks][num_layers] x block (KvLayout::whole_block_offset), pinned
+  KvLayout layout;
   int num_layers = 0;
-  const BlockCopy* copies = nullptr;  // [num_copies], device or pinned host memory
-  int num_copies = 0;                 // 0 is legal: nothing is launched
+  const BlockTransfer* transfers = nullptr;  // [num_transfers], device or pinned host memory
+  int num_transfers = 0;                     // 0 is legal: nothing is launched
+  bool to_host = false;                      // else from the host
 };
 
 #if defined(__CUDACC__)
@@ -97,7 +97,7 @@ NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_copy_kernel(
   }
 }
 
-/// Grid: x over (copy, layer); each block of threads moves one block of one layer.
+/// Grid: x over (transfer, layer); each block of threads moves one block of one layer at a time.
 template <class T>
 NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_swap_kernel(const __grid_constant__ BlockSwapParams<T> p) {
   using Vector = detail::RowVector<T>;
@@ -105,13 +105,15 @@ NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_swap_kernel(
   constexpr int in_flight = 4;
   detail::wait_for_previous();
   detail::let_next_start();
-  const std::int64_t num_moves = static_cast<std::int64_t>(p.num_copies) * p.num_layers;
-  const std::int64_t block_elements = p.from_layout.block_elements();
+  const std::int64_t num_moves = static_cast<std::int64_t>(p.num_transfers) * p.num_layers;
+  const std::int64_t block_elements = p.layout.block_elements();
   for (std::int64_t move = blockIdx.x; move < num_moves; move += gridDim.x) {
-    const BlockCopy copy = p.copies[move / p.num_layers];
-    const std::int64_t layer = move % p.num_layers;
-    const T* const from = p.from + layer * p.from_layout.layer_elements() + std::int64_t{index_of(copy.from)} * block_elements;
-    T* const to = p.to + layer * p.to_layout.layer_elements() + std::int64_t{index_of(copy.to)} * block_elements;
+    const BlockTransfer transfer = p.transfers[move / p.num_layers];
+    const auto layer = static_cast<std::int32_t>(move % p.num_layers);
+    T* const device = p.kv + layer * p.layout.layer_elements() + std::int64_t{index_of(transfer.device)} * block_elements;
+    T* const host = p.host + p.layout.whole_block_offset(index_of(transfer.host), layer, p.num_layers);
+    const T* const from = p.to_host ? device : host;
+    T* const to = p.to_host ? host : device;
     for (std::int64_t i = threadIdx.x * Vector::size; i < block_elements; i += in_flight * stride) {
       Vector values[in_flight];
 #pragma unroll
@@ -156,17 +158,16 @@ void launch_block_copy(const BlockCopyParams<T>& p, cudaStream_t stream, bool ov
   NVL_CUDA_CHECK(detail::launch(config, block_copy_kernel<T>, p));
 }
 
-/// Moves blocks between two caches in one call; pinned host memory (cudaHostAlloc) is read and written in place. Runs on few
-/// multiprocessors, as the host link is the limit. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
+/// Moves blocks between the cache and host memory in one call; pinned memory (cudaHostAlloc) is read and written in place. Runs
+/// on few multiprocessors, as the host link is the limit. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph
+/// capture.
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
 template <class T>
 void launch_block_swap(const BlockSwapParams<T>& p, cudaStream_t stream, bool overlap_previous = true) {
-  detail::expect_copyable_blocks<T>(p.from_layout, p.num_layers, p.num_copies);
-  NVL_EXPECTS(p.to_layout.block_elements() == p.from_layout.block_elements(), "elements of a block of to_layout",
-              p.to_layout.block_elements(), "that of from_layout");
-  if (p.num_copies == 0) { return; }
+  detail::expect_copyable_blocks<T>(p.layout, p.num_layers, p.num_transfers);
+  if (p.num_transfers == 0) { return; }
   constexpr std::int64_t max_blocks = 32;
-  const std::int64_t num_moves = static_cast<std::int64_t>(p.num_copies) * p.num_layers;
+  const std::int64_t num_moves = static_cast<std::int64_t>(p.num_transfers) * p.num_layers;
   const detail::LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(num_moves, max_blocks))),
                                     .block = dim3(detail::block_copy_threads),
                                     .stream = stream,

@@ -1,5 +1,5 @@
 #pragma once
-/// Owns one rank's weights, KV bytes and scratch, and executes steps: block copies, the decoder, the sampler.
+/// Owns one rank's weights, KV bytes and scratch, and executes steps: block copies and transfers, the decoder, the sampler.
 
 #include <nvl/attention/attention_backend.hpp>
 #include <nvl/core/checked.hpp>
@@ -21,6 +21,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <variant>
 
 namespace nvl::inline NVL_ABI {
 
@@ -33,6 +35,20 @@ concept GraphCapturingOps = requires(O o, void (*run)(const StepInput&)) { o.cap
 /// meanwhile.
 template <class O, class Buffer>
 concept TuningOps = requires(O o, const ModelConfig& config, Buffer& scratch) { o.tune(config, scratch); };
+
+namespace detail {
+
+/// Of ops that move no blocks: nothing.
+template <class Ops>
+struct HostPool {
+  using Buffer = std::monostate;
+};
+template <TransferringOps Ops>
+struct HostPool<Ops> {
+  using Buffer = typename Ops::Device::HostBuffer;
+};
+
+}  // namespace detail
 
 template <AttentionBackend Attention, ParallelStrategy Parallel>
 class ModelRunner {
@@ -64,6 +80,7 @@ class ModelRunner {
                    ops_),
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device, context);
+    allocate_host_pool(device);
     ops_.finish_loading();
     if constexpr (TuningOps<Ops, Buffer>) { ops_.tune(config_, kv_); }
     if constexpr (GraphCapturingOps<Ops>) {
@@ -82,6 +99,16 @@ class ModelRunner {
     StepOutput& out = outputs_[num_launched_++ % outputs_.size()];
     out.step = in.step;
     const StepInput& step = ops_.stage(in);
+    if constexpr (TransferringOps<Ops>) {
+      if (!step.swap_out.empty() || !step.swap_in.empty()) {
+        ops_.transfer_blocks({.kv = kv(),
+                              .layout = layout_,
+                              .num_layers = config_.num_layers,
+                              .host = host_kv(),
+                              .out = step.swap_out,
+                              .in = step.swap_in});
+      }
+    }
     ops_.execute(step, out, [&] { run(step, out); });
   }
 
@@ -103,6 +130,12 @@ class ModelRunner {
   const KvLayout& kv_layout() const noexcept { return layout_; }
   /// [num_layers] x KvLayout, device memory. For tests and for moving blocks.
   Element* kv() noexcept { return kv_.template as<Element>(); }
+  /// [num_host_blocks][num_layers] x block, host memory.
+  Element* host_kv() noexcept
+    requires TransferringOps<Ops>
+  {
+    return host_kv_.template as<Element>();
+  }
 
  private:
   void check(const StepInput& in) const {
@@ -110,6 +143,9 @@ class ModelRunner {
                 "at most " + std::to_string(limits_.max_num_tokens) + ", as planned");
     NVL_EXPECTS(in.num_samples() <= limits_.max_num_seqs, "sampled rows of a step", in.num_samples(),
                 "at most " + std::to_string(limits_.max_num_seqs) + ", as planned");
+    const auto num_transfers = static_cast<std::int64_t>(std::max(in.swap_out.size(), in.swap_in.size()));
+    NVL_EXPECTS(num_transfers <= limits_.num_host_blocks, "blocks moved one way in a step", num_transfers,
+                "at most the " + std::to_string(limits_.num_host_blocks) + " host blocks, as planned");
   }
 
   void run(const StepInput& step, StepOutput& out) {
@@ -157,6 +193,17 @@ class ModelRunner {
     return static_cast<std::size_t>(elements) * sizeof(Element);
   }
 
+  void allocate_host_pool(Device& device) {
+    if (limits_.num_host_blocks == 0) { return; }
+    if constexpr (TransferringOps<Ops>) {
+      host_kv_ = typename detail::HostPool<Ops>::Buffer(
+          device, elements_to_bytes(layout_.whole_block_offset(limits_.num_host_blocks, 0, config_.num_layers)));
+    } else {
+      raise(Unsupported(std::to_string(limits_.num_host_blocks) +
+                        " host blocks are planned, but the ops of this attention backend move no blocks (TransferringOps)"));
+    }
+  }
+
   void allocate_activations(Device& device, const Context& context) {
     const std::int64_t tokens = limits_.max_num_tokens;
     const std::int64_t samples = limits_.max_num_seqs;
@@ -201,6 +248,7 @@ class ModelRunner {
   Buffer kv_;
   Buffer scratch_;
   Buffer logits_;
+  typename detail::HostPool<Ops>::Buffer host_kv_;
   Activations<Element> activations_;
   Attention attention_;
   Decoder<Attention, Context> decoder_;

@@ -38,6 +38,8 @@ class CpuDevice {
     AlignedBuffer bytes_;
   };
 
+  using HostBuffer = Buffer;
+
   /// \throws InvalidArgument for a number of threads out of range; OutOfMemory if a thread cannot be started.
   explicit CpuDevice(const DeviceOptions& options = {}) : threads_(options.num_threads) {}
 

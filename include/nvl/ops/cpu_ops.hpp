@@ -143,6 +143,26 @@ class CpuOps {
     });
   }
 
+  /// Done when it returns.
+  void transfer_blocks(const BlockTransfers<T>& call) {
+    const KvLayout& layout = call.layout;
+    const auto bytes = static_cast<std::size_t>(layout.block_elements()) * sizeof(T);
+    const auto move_all = [&](std::span<const BlockTransfer> transfers, bool to_host) {
+      threads_.parallel_for(std::ssize(transfers) * call.num_layers, 4, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          const BlockTransfer& transfer = transfers[static_cast<std::size_t>(i / call.num_layers)];
+          const auto layer = static_cast<std::int32_t>(i % call.num_layers);
+          T* const device =
+              call.kv + layer * layout.layer_elements() + std::int64_t{index_of(transfer.device)} * layout.block_elements();
+          T* const host = call.host + layout.whole_block_offset(index_of(transfer.host), layer, call.num_layers);
+          std::memcpy(static_cast<void*>(to_host ? host : device), to_host ? device : host, bytes);
+        }
+      });
+    };
+    move_all(call.out, true);
+    move_all(call.in, false);
+  }
+
   void sample(const StepInput& in, const float* logits, std::int32_t vocab_size, StepOutput& out) {
     sampler_.sample_rows(threads_, in, logits, vocab_size, out);
   }
@@ -181,7 +201,7 @@ class CpuOps {
   CpuSampler sampler_;
 };
 
-static_assert(DeviceOps<CpuOps<float>>);
-static_assert(DeviceOps<CpuOps<bf16>>);
+static_assert(TransferringOps<CpuOps<float>>);
+static_assert(TransferringOps<CpuOps<bf16>>);
 
 }  // namespace nvl::inline NVL_ABI

@@ -1,5 +1,6 @@
 #pragma once
-/// One CUDA device as an engine uses it: a stream, one block of memory that everything is cut from, and a clock on its steps.
+/// One CUDA device as an engine uses it: a stream for steps and one for copies beside them, one block of memory that everything
+/// is cut from, and a clock on its steps.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/device_options.hpp>
@@ -101,10 +102,42 @@ class CudaDevice {
     std::size_t size_ = 0;
   };
 
+  /// Page-locked host memory, whose destruction waits for copies under way. \throws OutOfMemory
+  class HostBuffer {
+   public:
+    HostBuffer() = default;
+    HostBuffer(CudaDevice& device, std::size_t num_bytes) : device_(&device), memory_(num_bytes) {}
+    HostBuffer(HostBuffer&& other) noexcept : device_(std::exchange(other.device_, nullptr)), memory_(std::move(other.memory_)) {}
+    HostBuffer& operator=(HostBuffer&& other) noexcept {
+      std::swap(device_, other.device_);
+      std::swap(memory_, other.memory_);
+      return *this;
+    }
+    ~HostBuffer() {
+      if (device_ == nullptr) { return; }
+      if (device_->has_hung()) {
+        memory_.abandon();
+      } else {
+        static_cast<void>(cudaStreamSynchronize(device_->copy_stream()));
+      }
+    }
+    template <class T>
+    T* as() const noexcept {
+      return reinterpret_cast<T*>(memory_.data());
+    }
+
+   private:
+    CudaDevice* device_ = nullptr;
+    PinnedBuffer memory_;
+  };
+
   /// \throws Unsupported if there is no such device; CudaError if it cannot be used.
   explicit CudaDevice(const DeviceOptions& options = {}) : options_(options) {
     select(options.ordinal);
     NVL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    int least = 0, greatest = 0;
+    NVL_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    NVL_CUDA_CHECK(cudaStreamCreateWithPriority(&copy_stream_, cudaStreamNonBlocking, least));
     NVL_CUDA_CHECK(cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, options.ordinal));
   }
 
@@ -115,9 +148,9 @@ class CudaDevice {
   ~CudaDevice() {
     if (has_hung_) { return; }
     static_cast<void>(cudaSetDevice(options_.ordinal));
-    static_cast<void>(cudaStreamSynchronize(stream_));
+    for (const cudaStream_t stream : {copy_stream_, stream_}) { static_cast<void>(cudaStreamSynchronize(stream)); }
     static_cast<void>(cudaFree(memory_));
-    static_cast<void>(cudaStreamDestroy(stream_));
+    for (const cudaStream_t stream : {copy_stream_, stream_}) { static_cast<void>(cudaStreamDestroy(stream)); }
   }
 
   /// The share of the memory that the options allow, less what is in use already.
@@ -162,6 +195,8 @@ class CudaDevice {
 
   const DeviceOptions& options() const noexcept { return options_; }
   cudaStream_t stream() const noexcept { return stream_; }
+  /// For copies between device and host that run beside a step; of lower priority. Events tie it to `stream`.
+  cudaStream_t copy_stream() const noexcept { return copy_stream_; }
   int num_sms() const noexcept { return num_sms_; }
   void make_current() const { NVL_CUDA_CHECK(cudaSetDevice(options_.ordinal)); }
 
@@ -210,7 +245,7 @@ class CudaDevice {
   }
 
   DeviceOptions options_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, copy_stream_ = nullptr;
   int num_sms_ = 0;
   void* memory_ = nullptr;
   std::size_t reserved_ = 0;

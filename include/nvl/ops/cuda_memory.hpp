@@ -75,7 +75,9 @@ inline StepShape largest_step(const StepLimits& limits) {
           .num_logit_bias = seqs * static_cast<std::size_t>(limits.max_logit_bias),
           .num_banned = seqs * static_cast<std::size_t>(limits.max_banned),
           .num_history = seqs * length,
-          .num_copies = seqs};
+          .num_copies = seqs,
+          .num_swap_out = static_cast<std::size_t>(limits.num_host_blocks),
+          .num_swap_in = static_cast<std::size_t>(limits.num_host_blocks)};
 }
 
 /// [bytes] of the device memory of a RoPE table

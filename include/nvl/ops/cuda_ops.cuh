@@ -28,6 +28,7 @@
 #include <nvl/ops/cuda_graphs.cuh>
 #include <nvl/ops/cuda_memory.hpp>
 #include <nvl/ops/cuda_step_stage.cuh>
+#include <nvl/ops/cuda_transfers.cuh>
 #include <nvl/ops/cuda_upload.cuh>
 #include <nvl/ops/device_ops.hpp>
 
@@ -85,6 +86,7 @@ class CudaOps {
       : device_(device),
         limits_(limits),
         stage_(device, limits),
+        transfers_(device),
         graphs_(device.options().use_graphs ? limits.max_num_seqs : 0, limits.max_num_tokens),
         linear_workspace_(device, kernels::gemm_workspace_bytes),
         linear_(std::span(linear_workspace_.template as<std::byte>(), linear_workspace_.size_bytes())),
@@ -187,6 +189,7 @@ class CudaOps {
     const kernels::detail::TraceSpan span("stage");
     device_.make_current();
     slots_[num_executed_ % slots_.size()].begin.record(stream());
+    transfers_.join();
     staged_rows_ = in.sampling;
     staged_graph_ = graph_for(in);
     return stage_.stage(in, staged_graph_ != nullptr ? staged_graph_->size : CudaGraphs::Size{});
@@ -295,6 +298,11 @@ class CudaOps {
                                   stream());
   }
 
+  void transfer_blocks(const BlockTransfers<T>& transfers) {
+    const kernels::detail::TraceSpan span("transfer_blocks");
+    transfers_.start(transfers);
+  }
+
   /// out.sampled is filled by `await`.
   void sample(const StepInput& in, const float* logits, std::int32_t vocab_size, StepOutput&) {
     recorded_logits_ = logits;
@@ -388,6 +396,7 @@ class CudaOps {
   CudaDevice& device_;
   StepLimits limits_;
   CudaStepStage stage_;
+  CudaTransfers transfers_;
   CudaGraphs graphs_;
   CudaDevice::Buffer linear_workspace_;
   Linear linear_;

@@ -112,6 +112,30 @@ concept DeviceOps =
       o.sample(in, const_logits, n, sampled);
     };
 
+/// Arguments of `transfer_blocks`.
+template <class T>
+struct BlockTransfers {
+  T* kv = nullptr;  // [num_layers] x layout, device memory
+  KvLayout layout;
+  std::int32_t num_layers = 0;
+  T* host = nullptr;                   // [host blocks][num_layers] x block (KvLayout::whole_block_offset), of a HostBuffer
+  std::span<const BlockTransfer> out;  // device to host
+  std::span<const BlockTransfer> in;   // host to device
+};
+
+/// Refinement: K and V of whole blocks move between the device and a pool in host memory, beside the steps (BlockTransfer).
+///
+/// | expression                          | meaning                                                                          |
+/// |-------------------------------------|----------------------------------------------------------------------------------|
+/// | `Device::HostBuffer(device, bytes)` | host memory that `device` reads and writes, movable, `template as<T>()`; its     |
+/// |                                     | destruction waits for transfers under way                                        |
+/// | `o.transfer_blocks(transfers)`      | those of the step staged last, before its `execute`: starts them; the next step  |
+/// |                                     | that is staged begins when all are done                                          |
+template <class O>
+concept TransferringOps =
+    DeviceOps<O> && std::constructible_from<typename O::Device::HostBuffer, typename O::Device&, std::size_t> &&
+    requires(O o, const BlockTransfers<typename O::Element>& transfers) { o.transfer_blocks(transfers); };
+
 /// The least DeviceOps. Declared, not defined: code that compiles against it asks for nothing more.
 struct DeviceOpsArchetype {
   using Element = float;

@@ -18,16 +18,6 @@ struct ScheduledSeq {
   bool needs_sample = false;    // the last of them is the last token known: its logits give the next
 };
 
-/// A block that moves between the pools of the device and of the host.
-///
-/// The transfers of a step run after the tokens of the step before are computed, and beside those of their own step; the next
-/// step, its transfers and its tokens, waits for them. So a block that goes out is neither released nor written before the next
-/// call of `schedule`, and one that comes in is not read before that.
-struct BlockTransfer {
-  BlockId device{};
-  HostBlockId host{};
-};
-
 struct ScheduledBatch {
   std::vector<ScheduledSeq> seqs;       // each sequence at most once
   std::vector<Sequence*> preempted;     // by this call, in the order in which they lost their blocks

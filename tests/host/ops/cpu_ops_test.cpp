@@ -223,6 +223,41 @@ TEST_CASE("gather_rows and copy_blocks move exactly what they name, in every lay
   }
 }
 
+TEMPLATE_TEST_CASE("transfer_blocks moves exactly what it names, out and back in, in every layer", "[ops][host]", float, bf16) {
+  CpuDevice device({.num_threads = 2});
+  CpuOps<TestType> ops(device);
+  const KvLayout layout{.num_blocks = 5, .block_size = 2, .num_kv_heads = 1, .head_dim = 16};
+  constexpr std::int32_t layers = 3;
+  const auto block = static_cast<std::size_t>(layout.block_elements());
+  const std::vector<TestType> before = random_values<TestType>(static_cast<std::size_t>(layout.layer_elements()) * layers, 3);
+  std::vector<TestType> kv = before;
+  CpuDevice::HostBuffer host_pool(device, 3 * layers * block * sizeof(TestType));
+  auto* const host = host_pool.as<TestType>();
+  const auto transfer = [](std::uint32_t on_device, std::uint32_t on_host) {
+    return BlockTransfer{.device = BlockId{on_device}, .host = HostBlockId{on_host}};
+  };
+  const auto move = [&](const std::vector<BlockTransfer>& out, const std::vector<BlockTransfer>& in) {
+    ops.transfer_blocks({.kv = kv.data(), .layout = layout, .num_layers = layers, .host = host, .out = out, .in = in});
+  };
+  move({transfer(4, 0), transfer(1, 2)}, {});
+  CHECK(equal_bits(kv, before));
+  const auto of_layer = [&](std::size_t layer, std::size_t b) { return before.data() + (layer * 5 + b) * block; };
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    CHECK(std::memcmp(host + layer * block, of_layer(layer, 4), block * sizeof(TestType)) == 0);
+    CHECK(std::memcmp(host + (2 * layers + layer) * block, of_layer(layer, 1), block * sizeof(TestType)) == 0);
+    for (std::size_t i = 0; i < block; ++i) { REQUIRE(static_cast<float>(host[(layers + layer) * block + i]) == 0.0f); }
+  }
+  // Into other blocks, and out of a third in the same call.
+  move({transfer(3, 1)}, {transfer(0, 2), transfer(1, 0)});
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    const std::size_t now_holds[] = {1, 4, 2, 3, 4};
+    for (std::size_t b = 0; b < 5; ++b) {
+      CHECK(std::memcmp(kv.data() + (layer * 5 + b) * block, of_layer(layer, now_holds[b]), block * sizeof(TestType)) == 0);
+    }
+    CHECK(std::memcmp(host + (layers + layer) * block, of_layer(layer, 3), block * sizeof(TestType)) == 0);
+  }
+}
+
 TEST_CASE("buffers of the device are zero, aligned and movable, and too much memory is a typed error", "[ops][host]") {
   CpuDevice device({.num_threads = 1});
   for (const std::size_t bytes : {std::size_t{1}, std::size_t{100}, std::size_t{5} << 20}) {
