@@ -3,9 +3,11 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
+#include <nvl/core/step.hpp>
 
 #include <compare>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -102,7 +104,9 @@ struct PrefixId {
 /// |                                   |            | with one more reference; returns the prefix that they end, `root` if none   |
 /// | `ca.lookup(root, tokens)`         | uint32_t   | [tokens] that `match` would find; changes nothing                           |
 /// | `a.publish(parent, tokens, block)`| PrefixId   | `block`, owned by the caller, holds `tokens` (block_size of them) after     |
-/// |                                   |            | `parent`; may be found from now on, even after its release until evicted    |
+/// |                                   |            | `parent`; may be found from now on, even after its release until evicted.   |
+/// |                                   |            | An allocator that merges takes `BlockId&`: if it has a block with equal     |
+/// |                                   |            | content, the caller owns that one from then on, and this one no more        |
 /// | `a.forget(block)`                 | void       | `block` is never found again (its content is damaged)                       |
 ///
 /// Of the ids of one `release`, later ones are evicted before earlier ones: a block table is released as it is.
@@ -116,6 +120,42 @@ concept PrefixCachingAllocator =
       { a.publish(prefix, tokens, block) } -> std::same_as<PrefixId>;
       { a.forget(block) } noexcept;
     };
+
+/// Refinement: cached blocks have copies in host memory, which outlive those of the device.
+///
+/// | expression                           | returns  | meaning                                                               |
+/// |--------------------------------------|----------|-----------------------------------------------------------------------|
+/// | `a.match_host(prefix, tokens, hosts)`| PrefixId | appends to `hosts` the longest run of blocks of `tokens` after        |
+/// |                                      |          | `prefix` (that `match` returned) that only host memory holds; returns |
+/// |                                      |          | the prefix that they end. Up to the next `take_demotions` they keep   |
+/// |                                      |          | their content                                                         |
+/// | `a.take_demotions(most, transfers)`  | void     | appends at most `most` cached blocks that nobody owns and that host   |
+/// |                                      |          | memory does not hold, each with a host block, which holds it from now |
+/// |                                      |          | on. Called once in each `schedule`, at its end (finish_plan)          |
+template <class A>
+concept TieredPrefixCache = PrefixCachingAllocator<A> && TieredAllocator<A> &&
+                            requires(A a, PrefixId prefix, std::span<const TokenId> tokens, std::vector<HostBlockId>& hosts,
+                                     std::size_t most, std::vector<BlockTransfer>& transfers) {
+                              { a.match_host(prefix, tokens, hosts) } -> std::same_as<PrefixId>;
+                              a.take_demotions(most, transfers);
+                            };
+
+/// A block of which only the first tokens are of use.
+struct PartialMatch {
+  BlockId block{};
+  std::uint32_t num_tokens = 0;  // 0: there is none
+};
+
+/// Refinement: of a block that differs from what is looked for, the equal head can be copied.
+///
+/// | expression                     | returns      | meaning                                                                  |
+/// |--------------------------------|--------------|--------------------------------------------------------------------------|
+/// | `a.match_head(prefix, tokens)` | PartialMatch | a cached block after `prefix` that begins like `tokens`, with one more   |
+/// |                                |              | reference, and how many tokens (below block_size) are equal              |
+template <class A>
+concept PartialMatchAllocator = PrefixCachingAllocator<A> && requires(A a, PrefixId prefix, std::span<const TokenId> tokens) {
+  { a.match_head(prefix, tokens) } noexcept -> std::same_as<PartialMatch>;
+};
 
 /// The least BlockAllocator. Declared, not defined: code that compiles against it asks for nothing more.
 struct BlockAllocatorArchetype {
@@ -147,6 +187,13 @@ consteval bool require_block_allocator() {
   static_assert(
       !requires { &A::try_allocate_host; } || TieredAllocator<A>,
       "nvl: the allocator has `try_allocate_host` but is no TieredAllocator: compare with the table in "
+      "nvl/kv/block_allocator.hpp");
+  static_assert(
+      !requires { &A::match_host; } || TieredPrefixCache<A>,
+      "nvl: the allocator has `match_host` but is no TieredPrefixCache: compare with the table in nvl/kv/block_allocator.hpp");
+  static_assert(
+      !requires { &A::match_head; } || PartialMatchAllocator<A>,
+      "nvl: the allocator has `match_head` but is no PartialMatchAllocator: compare with the table in "
       "nvl/kv/block_allocator.hpp");
   return true;
 }

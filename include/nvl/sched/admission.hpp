@@ -149,12 +149,92 @@ template <BlockAllocator A>
   return true;
 }
 
+namespace detail {
+
+/// Calls `work`, which reserves memory. False if there was none.
+template <class Work>
+bool has_memory_for(Work&& work) noexcept {
+  bool ok = false;
+  contain(
+      [&] {
+        work();
+        ok = true;
+      },
+      [](const char*) {});
+  return ok;
+}
+
+}  // namespace detail
+
+/// Finds more of the tokens of `seq`, which was admitted in this step and has computed nothing, where its allocator can:
+/// - what follows and lies in host memory only is read back beside this step (batch.swap_in). The sequence is then `loading`: it
+///   is not planned in this step and runs from the next one on;
+/// - else, of a cached block that differs from the next one, the equal head is copied (batch.copies); then num_cached is no
+///   multiple of the block size.
+/// Less is found if there is no memory to note it. A scheduler that calls it ends its plans with finish_plan.
+template <BlockAllocator A>
+void extend_hit(Sequence& seq, A& allocator, std::int32_t block_size, ScheduledBatch& batch) noexcept {
+  if constexpr (PrefixCachingAllocator<A>) {
+    const auto size = static_cast<std::size_t>(block_size);
+    const auto first = static_cast<std::size_t>(seq.num_published);
+    // The last token is always computed.
+    const auto rest = std::span<const TokenId>(seq.tokens).first(seq.tokens.size() - 1).subspan(first * size);
+    if constexpr (TieredPrefixCache<A>) {
+      const std::size_t longest = rest.size() / size;
+      if (allocator.num_host_blocks() > 0 && longest > 0 && detail::has_memory_for([&] {
+            seq.host_table.reserve(longest);
+            batch.swap_in.reserve(batch.swap_in.size() + longest);
+          })) {
+        allocator.match_host(seq.published_prefix, rest, seq.host_table);
+        for (std::size_t i = 0; i < seq.host_table.size(); ++i) {
+          batch.swap_in.push_back({.device = seq.block_table[first + i], .host = seq.host_table[i]});
+        }
+        const auto num_loaded = static_cast<std::int32_t>(seq.host_table.size());
+        seq.host_table.clear();
+        if (num_loaded > 0) {
+          seq.num_cached = seq.num_computed += num_loaded * block_size;
+          seq.status = SeqStatus::loading;
+          return;
+        }
+      }
+    }
+    if constexpr (PartialMatchAllocator<A>) {
+      if (!detail::has_memory_for([&] {
+            batch.copies.reserve(batch.copies.size() + 1);
+            batch.held.reserve(batch.held.size() + 1);
+          })) {
+        return;
+      }
+      const PartialMatch found = allocator.match_head(seq.published_prefix, rest);
+      if (found.num_tokens == 0) { return; }
+      batch.copies.push_back({.from = found.block, .to = seq.block_table[first]});
+      batch.held.push_back(found.block);
+      seq.num_cached = seq.num_computed += static_cast<std::int32_t>(found.num_tokens);
+    }
+  }
+}
+
+/// Ends the plan of a step: gives up what only its copies needed, and writes at most `most_demotions` cached blocks that nobody
+/// owns to host memory beside it, if the step has anything else to do.
+template <BlockAllocator A>
+void finish_plan(A& allocator, ScheduledBatch& batch, std::size_t most_demotions) noexcept {
+  allocator.release(batch.held);
+  batch.held.clear();
+  if constexpr (TieredPrefixCache<A>) {
+    const std::size_t most = std::min<std::size_t>(batch.empty() ? 0 : most_demotions, allocator.num_host_blocks());
+    const bool has_memory = detail::has_memory_for([&] { batch.swap_out.reserve(batch.swap_out.size() + most); });
+    allocator.take_demotions(has_memory ? most : 0, batch.swap_out);
+  }
+}
+
 /// Takes the blocks of a running sequence back. Its tokens are computed again, from the first that the prefix cache has lost.
 template <BlockAllocator A>
 void preempt_by_recompute(Sequence& seq, A& allocator, ScheduledBatch& batch) {
   batch.preempted.push_back(&seq);
-  // Its copies go with it: who gets their blocks may want copies of his own there.
-  std::erase_if(batch.copies, [&](const BlockCopy& copy) { return std::ranges::count(seq.block_table, copy.to) > 0; });
+  // What is copied for it goes with it: who gets its blocks may want copies of his own there.
+  const auto is_own = [&](BlockId block) { return std::ranges::count(seq.block_table, block) > 0; };
+  std::erase_if(batch.copies, [&](const BlockCopy& copy) { return is_own(copy.to); });
+  std::erase_if(batch.swap_in, [&](const BlockTransfer& in) { return is_own(in.device); });
   release_blocks(seq, allocator);
   seq.status = SeqStatus::preempted;
   ++seq.num_preemptions;

@@ -25,6 +25,7 @@ struct ScheduledBatch {
   std::vector<BlockCopy> copies;        // before the step's tokens are computed
   std::vector<BlockTransfer> swap_out;  // device to host
   std::vector<BlockTransfer> swap_in;   // host to device
+  std::vector<BlockId> held;            // sources of `copies` that nobody else owns, while the plan is made (finish_plan)
   std::int32_t num_tokens = 0;          // sum over seqs
 
   /// Nothing for a device to do.
@@ -36,6 +37,7 @@ struct ScheduledBatch {
     copies.clear();
     swap_out.clear();
     swap_in.clear();
+    held.clear();
     num_tokens = 0;
   }
 };

@@ -151,6 +151,17 @@ void check_random_use(Violations& broken, const BlockPoolShape& shape, std::uint
         if constexpr (SharingAllocator<A>) { model.share(below(64)); }
         break;
       default:
+        if constexpr (TieredAllocator<A>) {
+          if (below(8) == 0) { model.allocate_host(below(shape.num_host_blocks + 2)); }
+          if (below(8) == 0) { model.release_host(below(64)); }
+        }
+        if constexpr (TieredPrefixCache<A>) {
+          if (below(4) == 0) { model.demote(below(4)); }
+        }
+        if constexpr (ManagedPrefixCache<A>) {
+          if (below(16) == 0) { model.pin(below(64), below(2) == 0); }
+          if (below(64) == 0) { model.reset(); }
+        }
         if constexpr (PrefixCachingAllocator<A>) {
           if (below(16) == 0) {
             model.forget(below(64), below(64));
@@ -188,7 +199,9 @@ Violations check_block_allocator(const BlockPoolShape& shape = {.num_blocks = 8,
   if constexpr (TieredAllocator<A>) { detail::check_host_pool<A>(broken, shape); }
   if constexpr (PrefixCachingAllocator<A>) { broken.append(check_prefix_cache<A>(shape)); }
   for (std::uint64_t run = 0; run < 8 && broken.empty(); ++run) {
-    detail::check_random_use<A>(broken, shape, seed * 8 + run, 500);
+    BlockPoolShape with_host = shape;
+    if (run % 2 == 1) { with_host.num_host_blocks = shape.num_blocks; }
+    detail::check_random_use<A>(broken, with_host, seed * 8 + run, 500);
   }
   return broken;
 }

@@ -32,7 +32,7 @@ class PrefixCacheFixture {
     return table;
   }
 
-  PrefixId publish(std::string_view salt, std::span<const TokenId> tokens, std::span<const BlockId> table) {
+  PrefixId publish(std::string_view salt, std::span<const TokenId> tokens, std::span<BlockId> table) {
     PrefixId prefix = allocator.root(salt);
     for (std::size_t i = 0; i < table.size(); ++i) {
       prefix = allocator.publish(prefix, tokens.subspan(i * block_size_, block_size_), table[i]);

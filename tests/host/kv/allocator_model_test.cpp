@@ -19,7 +19,7 @@ using namespace nvl;
 namespace {
 
 struct Operation {
-  int kind = 0;  // 0 to 15
+  int kind = 0;  // 0 to 20
   std::uint32_t a = 0, b = 0;
 };
 
@@ -28,7 +28,7 @@ std::ostream& operator<<(std::ostream& out, const Operation& op) {
 }
 
 rc::Gen<Operation> operations() {
-  return rc::gen::build<Operation>(rc::gen::set(&Operation::kind, rc::gen::inRange(0, 16)),
+  return rc::gen::build<Operation>(rc::gen::set(&Operation::kind, rc::gen::inRange(0, 21)),
                                    rc::gen::set(&Operation::a, rc::gen::inRange(0u, 64u)),
                                    rc::gen::set(&Operation::b, rc::gen::inRange(0u, 1u << 16)));
 }
@@ -52,6 +52,15 @@ void apply(testing::AllocatorModel<A>& model, const Operation& op, const BlockPo
     if (op.kind == 10) { return model.forget(op.a, op.b); }
     if (op.kind == 11) { return model.share(op.a); }
   }
+  if constexpr (TieredPrefixCache<A>) {
+    if (op.kind >= 18) { return model.demote(op.a % 4); }
+  }
+  if constexpr (ManagedPrefixCache<A>) {
+    if (op.kind == 17) { return op.b % 16 == 0 ? model.reset() : model.pin(op.a, op.b % 2 == 0); }
+  }
+  if constexpr (TieredAllocator<A>) {
+    if (op.kind == 16) { return op.b % 2 == 0 ? model.allocate_host(op.a % 4) : model.release_host(op.a); }
+  }
   if (op.kind < 12) {
     model.allocate(op.a % most);
   } else if (op.kind < 14) {
@@ -66,7 +75,9 @@ template <class A>
 std::uint64_t check_random_operations(const std::string& name, int num_cases) {
   std::uint64_t count = 0;
   check_property(name, num_cases, [&] {
-    const BlockPoolShape shape{.num_blocks = *rc::gen::inRange(0u, 12u), .block_size = *rc::gen::inRange(1u, 4u)};
+    const BlockPoolShape shape{.num_blocks = *rc::gen::inRange(0u, 12u),
+                               .block_size = *rc::gen::inRange(1u, 4u),
+                               .num_host_blocks = *rc::gen::inRange(0u, 12u)};
     const auto list = *rc::gen::resize(2000, rc::gen::container<std::vector<Operation>>(operations()));
     testing::AllocatorModel<A> model(shape);
     for (const Operation& op : list) {
