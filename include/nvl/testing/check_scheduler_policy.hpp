@@ -69,15 +69,33 @@ void check_edges(Violations& broken) {
   });
 }
 
+/// Any values that are allowed; small, so that they matter.
+template <class Below>
+SchedulingOptions random_scheduling(Below&& below) {
+  SchedulingOptions options;
+  options.max_prefill_tokens_beside_decodes = below(6);
+  options.long_prefill_token_threshold = below(6);
+  options.max_num_partial_prefills = below(3);
+  options.max_long_partial_prefills = options.long_prefill_token_threshold > 0 ? below(3) : 0;
+  options.priority_aging_steps = 1 + below(20);
+  options.prompt_token_cost = below(3);
+  options.output_token_cost = 1 + below(3);
+  options.work_aging_cost = 1 + below(20);
+  options.longest_prefix_window = 1 + below(6);
+  options.longest_prefix_patience = below(6);
+  return options;
+}
+
 /// `num_operations` random ones: sequences that come, steps, aborts, damage.
 template <class S, class A>
 void check_random_requests(Violations& broken, std::uint64_t seed, int num_operations) {
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return static_cast<std::int32_t>(random() % n); };
   const std::int32_t num_seqs = 1 + below(6);
-  const SchedulerOptions options{
-      .max_num_seqs = num_seqs, .max_num_batched_tokens = num_seqs + below(12), .block_size = 1 + below(4)};
-  SchedulerHarness<S, A> harness(options, static_cast<std::uint32_t>(1 + below(12)));
+  SchedulerOptions options{.max_num_seqs = num_seqs, .max_num_batched_tokens = num_seqs + below(12), .block_size = 1 + below(4)};
+  if (below(2) == 0) { options.scheduling = random_scheduling(below); }
+  const auto num_blocks = static_cast<std::uint32_t>(1 + below(12));
+  SchedulerHarness<S, A> harness(options, num_blocks, 2, static_cast<std::uint32_t>(below(16)));
   for (int i = 0; i < num_operations && harness.violations().empty(); ++i) {
     switch (below(8)) {
       case 0: harness.abort(random()); break;
@@ -87,7 +105,8 @@ void check_random_requests(Violations& broken, std::uint64_t seed, int num_opera
         for (TokenId& token : prompt) { token = below(2); }
         const char* const salt = below(8) == 0 ? "salt" : "";
         const std::int32_t num_choices = below(4) == 0 ? 1 + below(4) : 1;
-        harness.submit(prompt, 1 + below(12), salt, below(3), num_choices);
+        const auto user = static_cast<std::uint64_t>(below(3));
+        harness.submit(prompt, 1 + below(12), salt, below(3), num_choices, user);
         break;
       }
       case 3:

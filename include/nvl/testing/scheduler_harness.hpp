@@ -29,6 +29,7 @@ namespace nvl::inline NVL_ABI::testing {
 /// What a harness counted: a test that wants to see preemptions can ask whether there were any.
 struct HarnessCounts {
   std::uint64_t steps = 0, preemptions = 0, cached_tokens = 0, finished = 0, refused = 0, chunks = 0, forks = 0, copies = 0;
+  std::uint64_t swaps = 0, blocks_in = 0, blocks_out = 0;  // sequences that went out; blocks in each direction
 };
 
 template <class S, BlockAllocator A>
@@ -36,12 +37,17 @@ template <class S, BlockAllocator A>
 class SchedulerHarness {
  public:
   /// \param num_blocks of the pool   \param vocab_size the smaller, the more sequences look alike
-  SchedulerHarness(const SchedulerOptions& options, std::uint32_t num_blocks, TokenId vocab_size = 2)
+  /// \param num_host_blocks of the second pool, for allocators that have one
+  SchedulerHarness(const SchedulerOptions& options, std::uint32_t num_blocks, TokenId vocab_size = 2,
+                   std::uint32_t num_host_blocks = 0)
       : options_(options),
         vocab_size_(vocab_size),
-        allocator_(BlockPoolShape{.num_blocks = num_blocks, .block_size = static_cast<std::uint32_t>(options.block_size)}),
+        allocator_(BlockPoolShape{.num_blocks = num_blocks,
+                                  .block_size = static_cast<std::uint32_t>(options.block_size),
+                                  .num_host_blocks = num_host_blocks}),
         scheduler_(options),
         kv_(std::size_t{num_blocks} * static_cast<std::size_t>(options.block_size), 0),
+        host_kv_(std::size_t{num_host_blocks} * static_cast<std::size_t>(options.block_size), 0),
         damaged_(num_blocks, false) {
     check_resting("after construction");
   }
@@ -49,7 +55,7 @@ class SchedulerHarness {
   /// Queues a sequence that becomes `num_choices` when its prompt has been computed: they share its blocks and go on with
   /// different tokens. False if it can never fit, which an engine refuses.
   bool submit(const std::vector<TokenId>& prompt, std::int32_t max_tokens, std::string_view salt = {}, std::int32_t priority = 0,
-              std::int32_t num_choices = 1) {
+              std::int32_t num_choices = 1, std::uint64_t user = 0) {
     auto seq = std::make_unique<Simulated>();
     seq->num_prompt = static_cast<std::int32_t>(prompt.size());
     seq->max_total_tokens = seq->num_prompt + max_tokens;
@@ -60,6 +66,7 @@ class SchedulerHarness {
     seq->id = SeqId{next_id_};
     seq->request = RequestId{next_id_++};
     seq->priority = priority;
+    seq->user = user;
     seq->num_forks = num_choices - 1;
     seq->tokens = prompt;
     seq->salt = std::hash<std::string_view>{}(salt);
@@ -79,7 +86,9 @@ class SchedulerHarness {
     violations_.during("step " + std::to_string(counts_.steps));
     check_batch(before);
     if (!violations_.empty()) { return false; }
+    begin_transfers();
     compute();
+    end_transfers();
     commit();
     ++counts_.steps;
     check_resting("after step " + std::to_string(counts_.steps));
@@ -111,16 +120,22 @@ class SchedulerHarness {
 
   /// Steps until every sequence has ended, in bounded time, with all blocks free.
   void drain() {
-    // Each sequence, in turn, ends after a decode step a token; between two of those every other may be prefilled anew.
+    // Each sequence, in turn, ends after a decode step a token; between two of those every other may be prefilled anew, or go
+    // out and come in, which takes four steps.
     std::uint64_t decodes = 1, prefills = 2;
     for (const auto& seq : live_) {
       decodes += static_cast<std::uint64_t>(seq->max_total_tokens - seq->num_tokens()) + 1;
-      prefills += static_cast<std::uint64_t>(1 + seq->max_total_tokens / std::max(1, options_.max_num_batched_tokens));
+      prefills += static_cast<std::uint64_t>(1 + seq->max_total_tokens / shortest_chunk());
     }
-    for (std::uint64_t bound = decodes * prefills; bound > 0 && !live_.empty() && violations_.empty(); --bound) { step(); }
+    for (std::uint64_t bound = 4 * decodes * prefills; bound > 0 && !live_.empty() && violations_.empty(); --bound) { step(); }
     violations_.during("drain");
     violations_.expect(live_.empty(), std::to_string(live_.size()) + " sequences did not end");
-    if (live_.empty()) { violations_.expect(allocator_.num_free() == allocator_.num_blocks(), "blocks leaked"); }
+    if (!live_.empty()) { return; }
+    step();  // may release what the last transfers used
+    violations_.expect(allocator_.num_free() == allocator_.num_blocks(), "blocks leaked");
+    if constexpr (TieredAllocator<A>) {
+      violations_.expect(allocator_.num_free_host() == allocator_.num_host_blocks(), "host blocks leaked");
+    }
   }
 
   std::size_t num_live() const noexcept { return live_.size(); }
@@ -150,13 +165,24 @@ class SchedulerHarness {
     Simulated* seq;
     std::vector<BlockId> table;
     std::int32_t num_computed;
+    SeqStatus status;
   };
 
   std::vector<Before> snapshot() const {
     std::vector<Before> all;
     all.reserve(live_.size());
-    for (const auto& seq : live_) { all.push_back({seq.get(), seq->block_table, seq->num_computed}); }
+    for (const auto& seq : live_) { all.push_back({seq.get(), seq->block_table, seq->num_computed, seq->status}); }
     return all;
+  }
+
+  /// [tokens] that a prompt gets in a step at least, if any
+  std::int32_t shortest_chunk() const noexcept {
+    std::int32_t chunk = std::max(1, options_.max_num_batched_tokens);
+    for (const std::int32_t limit :
+         {options_.scheduling.max_prefill_tokens_beside_decodes, options_.scheduling.long_prefill_token_threshold}) {
+      if (limit > 0) { chunk = std::min(chunk, limit); }
+    }
+    return chunk;
   }
 
   static std::string name(const Sequence& seq) { return "sequence " + std::to_string(index_of(seq.id)); }
@@ -165,7 +191,8 @@ class SchedulerHarness {
   /// What `schedule` answered, against what was there before.
   void check_batch(const std::vector<Before>& before) {
     std::unordered_map<const Sequence*, const ScheduledSeq*> planned;
-    std::unordered_set<const Sequence*> preempted(batch_.preempted.begin(), batch_.preempted.end()), known;
+    std::unordered_set<const Sequence*> preempted(batch_.preempted.begin(), batch_.preempted.end()),
+        swapped(batch_.swapped.begin(), batch_.swapped.end()), known;
     for (const Before& b : before) { known.insert(b.seq); }
     std::int64_t sum = 0;
     for (const ScheduledSeq& entry : batch_.seqs) {
@@ -182,7 +209,13 @@ class SchedulerHarness {
       if (!expect(known.contains(victim), "a sequence is preempted that was not added, or was removed")) { return; }
       expect(!planned.contains(victim), name(*victim) + " is preempted and in the batch");
     }
+    expect(swapped.size() == batch_.swapped.size(), "a sequence is swapped twice in one step");
+    for (const Sequence* victim : batch_.swapped) {
+      if (!expect(known.contains(victim), "a sequence is swapped that was not added, or was removed")) { return; }
+      expect(!planned.contains(victim) && !preempted.contains(victim), name(*victim) + " is swapped and something else too");
+    }
     counts_.preemptions += batch_.preempted.size();
+    counts_.swaps += batch_.swapped.size();
     for (const Before& was : before) {
       const auto entry = planned.find(was.seq);
       if (entry != planned.end()) {
@@ -191,9 +224,55 @@ class SchedulerHarness {
         expect(!was.table.empty(), name(*was.seq) + " had no blocks and was preempted");
         expect(was.seq->block_table.empty() && was.seq->num_computed == 0, name(*was.seq) + " was preempted and kept blocks");
         expect(was.seq->status == SeqStatus::preempted, name(*was.seq) + " was preempted and has another status");
+      } else if (swapped.contains(was.seq)) {
+        expect(was.status == SeqStatus::running || was.status == SeqStatus::loading,
+               name(*was.seq) + " was swapped and did not run");
+        expect(was.seq->block_table == was.table && was.seq->num_computed == was.num_computed,
+               name(*was.seq) + " was swapped and gave its blocks up before they were copied");
+        expect(was.seq->status == SeqStatus::swapped, name(*was.seq) + " was swapped and has another status");
+        expect(was.seq->host_table.size() >= blocks_for(was.num_computed, options_.block_size),
+               name(*was.seq) + " was swapped and has no host blocks for its tokens");
+      } else if (was.seq->status == SeqStatus::loading) {
+        expect(was.status != SeqStatus::running && was.status != SeqStatus::loading,
+               name(*was.seq) + " had its blocks and is loading");
+        expect(blocks_for(was.seq->num_computed, options_.block_size) <= was.seq->block_table.size(),
+               name(*was.seq) + " is loading and has no blocks");
+      } else if (was.status == SeqStatus::swapped) {
+        expect(was.seq->status == SeqStatus::swapped && was.seq->num_computed == was.num_computed && was.seq->block_table.empty(),
+               name(*was.seq) + " stays swapped and lost tokens, or keeps blocks that were copied out");
       } else {
         expect(was.seq->block_table == was.table && was.seq->num_computed == was.num_computed,
                name(*was.seq) + " got nothing in this step and did not keep what it had");
+        expect(was.seq->status == (was.status == SeqStatus::loading ? SeqStatus::running : was.status),
+               name(*was.seq) + " got nothing in this step and has another status");
+      }
+    }
+    check_transfers();
+  }
+
+  /// The copies of a step run in any order beside it: no block may be touched by two of them, or by one and the step.
+  void check_transfers() {
+    std::unordered_set<std::uint32_t> moving, host_moving;
+    for (const auto* list : {&batch_.swap_out, &batch_.swap_in}) {
+      for (const BlockTransfer& transfer : *list) {
+        if (!expect(index_of(transfer.device) < damaged_.size() &&
+                        index_of(transfer.host) * static_cast<std::size_t>(options_.block_size) < host_kv_.size(),
+                    "a transfer of a block that is out of range")) {
+          return;
+        }
+        expect(moving.insert(index_of(transfer.device)).second, "a block is in two transfers of one step");
+        expect(host_moving.insert(index_of(transfer.host)).second, "a host block is in two transfers of one step");
+      }
+    }
+    for (const BlockCopy& copy : batch_.copies) {
+      expect(!moving.contains(index_of(copy.to)), "a block is copied to and moved in one step");
+    }
+    for (const ScheduledSeq& entry : batch_.seqs) {
+      const std::int32_t last = entry.first_position + entry.num_tokens - 1;
+      for (std::int32_t i = entry.first_position / options_.block_size; i <= last / options_.block_size; ++i) {
+        const auto place = static_cast<std::size_t>(i);
+        if (place >= entry.seq->block_table.size()) { break; }
+        expect(!moving.contains(index_of(entry.seq->block_table[place])), name(*entry.seq) + " writes a block that is moving");
       }
     }
   }
@@ -208,7 +287,7 @@ class SchedulerHarness {
     expect(seq.status == SeqStatus::running, name(seq) + " is planned and its status is not running");
     expect(blocks_for(end, options_.block_size) <= seq.block_table.size(), name(seq) + " has no blocks for its tokens");
     counts_.chunks += entry.needs_sample ? 0 : 1;
-    if (!was.table.empty()) {
+    if (was.status == SeqStatus::running || was.status == SeqStatus::loading) {
       expect(entry.first_position == was.num_computed, name(seq) + " does not go on where it was");
       const auto is_copy = [&](BlockId from, BlockId to) {
         return std::ranges::any_of(batch_.copies, [&](const BlockCopy& copy) { return copy.from == from && copy.to == to; });
@@ -218,6 +297,10 @@ class SchedulerHarness {
         is_same = was.table[i] == seq.block_table[i] || is_copy(was.table[i], seq.block_table[i]);
       }
       expect(is_same, name(seq) + ": its block table changed where K and V are stored");
+      return;
+    }
+    if (was.status == SeqStatus::swapped) {  // all its blocks were found on the device
+      expect(entry.first_position == was.num_computed, name(seq) + " does not go on where it was swapped");
       return;
     }
     const std::int32_t cached = entry.first_position;
@@ -264,6 +347,32 @@ class SchedulerHarness {
     }
   }
 
+  std::span<std::uint64_t> block_of(std::vector<std::uint64_t>& kv, std::uint32_t block) const noexcept {
+    const auto size = static_cast<std::size_t>(options_.block_size);
+    return std::span(kv).subspan(block * size, size);
+  }
+
+  /// Whoever reads what is coming, on either side, before the next step reads this.
+  void begin_transfers() {
+    constexpr std::uint64_t half_copied = 0xdeadbeef;
+    for (const BlockTransfer& in : batch_.swap_in) {
+      std::ranges::fill(block_of(kv_, index_of(in.device)), half_copied);
+      damaged_[index_of(in.device)] = false;
+    }
+    for (const BlockTransfer& out : batch_.swap_out) { std::ranges::fill(block_of(host_kv_, index_of(out.host)), half_copied); }
+  }
+
+  void end_transfers() {
+    for (const BlockTransfer& in : batch_.swap_in) {
+      std::ranges::copy(block_of(host_kv_, index_of(in.host)), block_of(kv_, index_of(in.device)).begin());
+    }
+    for (const BlockTransfer& out : batch_.swap_out) {
+      std::ranges::copy(block_of(kv_, index_of(out.device)), block_of(host_kv_, index_of(out.host)).begin());
+    }
+    counts_.blocks_in += batch_.swap_in.size();
+    counts_.blocks_out += batch_.swap_out.size();
+  }
+
   /// As an engine does: publish, fork, append, end.
   void commit() {
     std::vector<const Sequence*> ended;
@@ -298,6 +407,7 @@ class SchedulerHarness {
     child->num_prompt = parent.num_prompt;
     child->max_total_tokens = parent.max_total_tokens;
     child->priority = parent.priority;
+    child->user = parent.user;
     child->tokens = parent.tokens;
     child->salt = parent.salt;
     child->content = parent.content;
@@ -329,9 +439,18 @@ class SchedulerHarness {
   void check_resting(const std::string& when) {
     violations_.during(when);
     std::vector<std::uint32_t> owners(allocator_.num_blocks(), 0);
-    std::uint32_t with_blocks = 0;
+    std::uint32_t num_running = 0;
+    std::unordered_set<std::uint32_t> host_owned;
     for (const auto& seq : live_) {
-      with_blocks += seq->block_table.empty() ? 0 : 1;
+      const bool runs = seq->status == SeqStatus::running || seq->status == SeqStatus::loading;
+      num_running += runs ? 1 : 0;
+      expect(!runs || !seq->block_table.empty(), name(*seq) + " runs without blocks");
+      expect(runs || seq->status == SeqStatus::swapped || seq->block_table.empty(), name(*seq) + " does not run and has blocks");
+      expect((seq->status == SeqStatus::swapped) == !seq->host_table.empty() || seq->num_computed == 0,
+             name(*seq) + " has host blocks and is not swapped, or none and is");
+      for (const HostBlockId id : seq->host_table) {
+        expect(host_owned.insert(index_of(id)).second, "host block " + std::to_string(index_of(id)) + " has two owners");
+      }
       std::vector<BlockId> distinct = seq->block_table;
       std::sort(distinct.begin(), distinct.end());
       expect(std::adjacent_find(distinct.begin(), distinct.end()) == distinct.end(), name(*seq) + " has a block twice");
@@ -352,11 +471,15 @@ class SchedulerHarness {
     }
     expect(allocator_.num_free() == unowned, "num_free is " + std::to_string(allocator_.num_free()) + ", " +
                                                  std::to_string(unowned) + " blocks are in no block table");
+    if constexpr (TieredAllocator<A>) {
+      expect(allocator_.num_host_blocks() - allocator_.num_free_host() >= host_owned.size(),
+             "host blocks of a swapped sequence are free");
+    }
     const std::uint32_t running = scheduler_.num_running(), waiting = scheduler_.num_waiting();
     expect(running + waiting == live_.size(), std::to_string(running) + " running and " + std::to_string(waiting) +
                                                   " waiting are not the " + std::to_string(live_.size()) +
                                                   " sequences that there are");
-    expect(running == with_blocks, "num_running is not the number of sequences with blocks");
+    expect(running == num_running, "num_running is not the number of sequences that are running or loading");
     expect(running <= static_cast<std::uint32_t>(options_.max_num_seqs), "more than max_num_seqs run");
     violations_.during("");
   }
@@ -368,7 +491,8 @@ class SchedulerHarness {
   std::vector<std::unique_ptr<Simulated>> live_, ended_;
   ScheduledBatch batch_;
   std::vector<std::uint64_t> kv_;  // [slots]
-  std::vector<bool> damaged_;      // [blocks] forgotten since it was last written
+  std::vector<std::uint64_t> host_kv_;
+  std::vector<bool> damaged_;  // [blocks] forgotten since it was last written
   HarnessCounts counts_;
   Violations violations_;
   std::uint64_t next_id_ = 0;
