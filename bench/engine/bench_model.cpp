@@ -125,16 +125,17 @@ std::unique_ptr<nvl::AnyEngine> BenchModel::make_engine(const CommonOptions& com
   options = common.capacity.over(options);
   options.device = common.model.device_options();
   options.seed = common.seed;
-  const std::string& device = common.model.device;
-  return weights_ ? nvl_examples::make_engine(device, config(), *weights_, options, dtype_, progress)
-                  : nvl_examples::make_engine(device, config(), *checkpoint_, options, dtype_, progress);
+  return nvl_examples::make_engine(common.model, config(), source(), options, dtype_, progress);
 }
 
 std::unique_ptr<nvl::AnyEngine> BenchModel::make_reference(const CommonOptions& common, nvl::EngineOptions options) const {
   options.device = common.model.device_options();
-  constexpr nvl::DType wide = nvl::DType::float32;
-  return weights_ ? nvl_examples::make_engine("cpu", config(), *weights_, options, wide, {})
-                  : nvl_examples::make_engine("cpu", config(), *checkpoint_, options, wide, {});
+  return nvl_examples::make_engine({}, config(), source(), options, nvl::DType::float32, {});
+}
+
+nvl::AnyWeightSource BenchModel::source() const {
+  if (weights_) { return *weights_; }
+  return *checkpoint_;
 }
 
 void BenchModel::spoil() { weights_.value().exchange("layers.0.gate_proj", "layers.0.up_proj"); }

@@ -68,6 +68,8 @@ class BenchModel {
   void write_checkpoint_to(const std::filesystem::path& directory) const;
 
  private:
+  nvl::AnyWeightSource source() const;
+
   nvl::ModelConfig config_;
   nvl::DType dtype_ = nvl::DType::float32;
   std::optional<nvl::RandomWeights> weights_;

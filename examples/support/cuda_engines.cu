@@ -1,24 +1,19 @@
 // The engines of --device cuda.
 
 #include "support/engines.hpp"
+#include "support/policies.hpp"
 
 #include <nvl/nvl.cuh>
 
 namespace nvl_examples {
 
-template <class Source>
-std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const nvl::ModelConfig& config, const Source& source,
-                                                 const nvl::EngineOptions& options, std::optional<nvl::DType> dtype,
-                                                 const nvl::LoadProgress& progress) {
-  return nvl::make_cuda_engine(config, source, options, dtype, progress);
+std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const PolicyOptions& policies, const nvl::ModelConfig& config,
+                                                 nvl::AnyWeightSource source, const nvl::EngineOptions& options,
+                                                 std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
+  return with_policies(policies.scheduler, policies.prefix_cache, [&]<class S, class A>(Policies<S, A>) {
+    return nvl::make_cuda_engine<nvl::CudaEngines<S, A>>(config, source, options, dtype, progress);
+  });
 }
-
-template std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const nvl::ModelConfig&, const nvl::Checkpoint&,
-                                                          const nvl::EngineOptions&, std::optional<nvl::DType>,
-                                                          const nvl::LoadProgress&);
-template std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const nvl::ModelConfig&, const nvl::RandomWeights&,
-                                                          const nvl::EngineOptions&, std::optional<nvl::DType>,
-                                                          const nvl::LoadProgress&);
 
 DeviceDescription describe_cuda_device(const nvl::DeviceOptions& options) {
   cudaDeviceProp properties{};

@@ -4,6 +4,14 @@
 
 namespace nvl_examples {
 
+void PolicyOptions::add_to(OptionParser& parser) {
+  parser.option("--scheduler", scheduler, "NAME",
+                "prefill-first: a step computes prompts or single tokens; token-budget: both, prompts in chunks. "
+                "Default: prefill-first.");
+  parser.option("--prefix-cache", prefix_cache, "NAME",
+                "What finds blocks that were computed before: hash, or none. Default: hash.");
+}
+
 void ModelOptions::add_model_to(OptionParser& parser) {
   parser.group("Model");
   parser.option("-m,--model", model, "PATH",
@@ -26,6 +34,7 @@ void ModelOptions::add_device_to(OptionParser& parser) {
   parser.option("--gemm-search-seconds", gemm_search_seconds, "S",
                 "Time to look for faster matrix product algorithms at start-up. Default: 0.");
   parser.flag("--check-tensors", check_tensors, "Refuse a model whose weights hold a NaN or an infinity.");
+  policies.add_to(parser);
 }
 
 void ModelOptions::validate() const {

@@ -16,6 +16,14 @@
 
 namespace nvl_examples {
 
+/// Who decides what runs next and what is remembered. Names: support/policies.hpp.
+struct PolicyOptions {
+  std::string scheduler = "prefill-first";
+  std::string prefix_cache = "hash";
+
+  void add_to(OptionParser& parser);
+};
+
 /// Which model runs where.
 struct ModelOptions {
   std::filesystem::path model;
@@ -27,6 +35,7 @@ struct ModelOptions {
   bool enforce_eager = false;
   bool memory_plan = false;
   bool check_tensors = false;
+  PolicyOptions policies;
 
   void add_model_to(OptionParser& parser);
   void add_device_to(OptionParser& parser);

@@ -18,8 +18,8 @@ inline nvl::LLM open_llm(const std::string& program, const ModelOptions& model, 
   options.engine.device = model.device_options();
   options.dtype = model.element_type();
   options.check_tensors = model.check_tensors;
-  options.make_engine = [device = model.device](const nvl::Checkpoint& checkpoint, const nvl::LlmOptions& o) {
-    return make_engine(device, checkpoint.config(), checkpoint, o.engine, o.dtype, o.progress);
+  options.make_engine = [model](const nvl::Checkpoint& checkpoint, const nvl::LlmOptions& o) {
+    return make_engine(model, checkpoint.config(), checkpoint, o.engine, o.dtype, o.progress);
   };
   Progress bar("loading " + model.model.filename().string());
   options.progress = [&bar](double fraction) { bar.update(fraction); };

@@ -61,7 +61,7 @@ class LLM {
       return;
     }
     engine_ = with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
-      return make_any_engine<E, Checkpoint>(checkpoint.config(), checkpoint, options.engine, options.progress);
+      return make_any_engine<E>(checkpoint.config(), checkpoint, options.engine, options.progress);
     });
   }
 

@@ -7,6 +7,7 @@
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
+#include <nvl/model/any_weight_source.hpp>
 #include <nvl/model/weights.hpp>
 
 #include <cstdint>
@@ -74,10 +75,10 @@ class AnyEngineOf final : public AnyEngine {
 
 }  // namespace detail
 
-/// An `E`, behind the interface. A host that wants fast builds declares this function `extern template` for its engine and
-/// source types and instantiates it in one file of its own.
-template <class E, WeightSource Source>
-std::unique_ptr<AnyEngine> make_any_engine(const ModelConfig& config, const Source& source, const EngineOptions& options,
+/// An `E`, behind the interface. `source` is any WeightSource. A host that wants fast builds declares this function
+/// `extern template` for its engine type and instantiates it in one file of its own.
+template <class E>
+std::unique_ptr<AnyEngine> make_any_engine(const ModelConfig& config, AnyWeightSource source, const EngineOptions& options,
                                            const LoadProgress& progress) {
   return std::make_unique<detail::AnyEngineOf<E>>(config, source, options, progress);
 }

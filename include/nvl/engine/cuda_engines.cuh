@@ -6,11 +6,10 @@
 #include <nvl/core/dtype.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/engine/any_engine.hpp>
+#include <nvl/engine/default_policies.hpp>
 #include <nvl/engine/engine.hpp>
 #include <nvl/engine/with_engine.hpp>
-#include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
-#include <nvl/sched/prefill_first_scheduler.hpp>
 
 #include <memory>
 #include <optional>
@@ -19,20 +18,24 @@
 
 namespace nvl::inline NVL_ABI {
 
+/// The one list, of one scheduler and allocator. Head dims are chosen inside the attention backend.
+template <class Scheduler, class Allocator>
+using CudaEngines = EngineList<Engine<Scheduler, Allocator, PagedAttention<bf16>, SingleDevice>,
+                               Engine<Scheduler, Allocator, PagedAttention<fp16>, SingleDevice>,
+                               Engine<Scheduler, Allocator, PagedAttention<float>, SingleDevice>>;
+
 template <class T>
-using DefaultCudaEngine = Engine<PrefillFirstScheduler, PrefixCacheAllocator, PagedAttention<T>, SingleDevice>;
+using DefaultCudaEngine = Engine<DefaultScheduler, DefaultAllocator, PagedAttention<T>, SingleDevice>;
+using DefaultCudaEngines = CudaEngines<DefaultScheduler, DefaultAllocator>;
 
-/// The one list. Head dims are chosen inside the attention backend.
-using DefaultCudaEngines = EngineList<DefaultCudaEngine<bf16>, DefaultCudaEngine<fp16>, DefaultCudaEngine<float>>;
-
-/// The engine of DefaultCudaEngines for `dtype` (none: auto_cuda_dtype), behind the run-time interface.
+/// The engine of the list for `dtype` (none: auto_cuda_dtype), behind the run-time interface.
 /// \throws what Engine throws; Unsupported, with the list, for another dtype
-template <WeightSource Source>
-std::unique_ptr<AnyEngine> make_cuda_engine(const ModelConfig& config, const Source& source, const EngineOptions& options,
+template <class Engines = DefaultCudaEngines>
+std::unique_ptr<AnyEngine> make_cuda_engine(const ModelConfig& config, AnyWeightSource source, const EngineOptions& options,
                                             std::optional<DType> dtype = std::nullopt, const LoadProgress& progress = {}) {
   return with_engine_type(
-      DefaultCudaEngines{}, config, dtype.value_or(auto_cuda_dtype(config)),
-      [&]<class E>(std::type_identity<E>) { return make_any_engine<E, Source>(config, source, options, progress); });
+      Engines{}, config, dtype.value_or(auto_cuda_dtype(config)),
+      [&]<class E>(std::type_identity<E>) { return make_any_engine<E>(config, source, options, progress); });
 }
 
 }  // namespace nvl::inline NVL_ABI

@@ -6,10 +6,9 @@
 #include <nvl/core/dtype.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/model_config.hpp>
+#include <nvl/engine/default_policies.hpp>
 #include <nvl/engine/engine.hpp>
-#include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
-#include <nvl/sched/prefill_first_scheduler.hpp>
 
 #include <optional>
 #include <string>
@@ -21,11 +20,15 @@ namespace nvl::inline NVL_ABI {
 template <class... Engines>
 struct EngineList {};
 
-template <class T>
-using DefaultCpuEngine = Engine<PrefillFirstScheduler, PrefixCacheAllocator, CpuPagedAttention<T>, SingleDevice>;
+/// The engines that a run-time choice can end in, of one scheduler and allocator: the one list. Head dims are chosen inside the
+/// CPU attention.
+template <class Scheduler, class Allocator>
+using CpuEngines = EngineList<Engine<Scheduler, Allocator, CpuPagedAttention<float>, SingleDevice>,
+                              Engine<Scheduler, Allocator, CpuPagedAttention<bf16>, SingleDevice>>;
 
-/// The engines that a run-time choice can end in: the one list. Head dims are chosen inside the CPU attention.
-using DefaultEngines = EngineList<DefaultCpuEngine<float>, DefaultCpuEngine<bf16>>;
+template <class T>
+using DefaultCpuEngine = Engine<DefaultScheduler, DefaultAllocator, CpuPagedAttention<T>, SingleDevice>;
+using DefaultEngines = CpuEngines<DefaultScheduler, DefaultAllocator>;
 
 /// The element type of activations and KV for "auto": bfloat16 for checkpoints in it, else float32.
 inline DType auto_dtype(const ModelConfig& config) noexcept {

@@ -23,7 +23,7 @@ namespace {
 
 template <class Element>
 std::unique_ptr<nvl::AnyEngine> engine_of(const nvl::RandomWeights& weights, nvl::EngineOptions options = roomy_options()) {
-  return nvl::make_any_engine<nvl::DefaultCpuEngine<Element>, nvl::RandomWeights>(tiny_config(), weights, options, {});
+  return nvl::make_any_engine<nvl::DefaultCpuEngine<Element>>(tiny_config(), weights, options, {});
 }
 
 nvl::RandomWeights bf16_weights() { return {tiny_config(), 1, {.dtype = nvl::DType::bfloat16}}; }

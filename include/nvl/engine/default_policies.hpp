@@ -1,0 +1,13 @@
+#pragma once
+/// What an engine is made of when nobody says otherwise. docs/schedulers.md has the measurements behind the choice.
+
+#include <nvl/core/config.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/prefill_first_scheduler.hpp>
+
+namespace nvl::inline NVL_ABI {
+
+using DefaultScheduler = PrefillFirstScheduler;
+using DefaultAllocator = PrefixCacheAllocator;
+
+}  // namespace nvl::inline NVL_ABI
