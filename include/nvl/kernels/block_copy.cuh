@@ -28,7 +28,7 @@ struct BlockCopyParams {
   int num_copies = 0;                 // 0 is legal: nothing is launched
 };
 
-/// Blocks between the cache and a pool in host memory. No block of either is named twice, so the order of the transfers does not
+/// Blocks between the cache and a pool in host memory. No block is written twice, or written and read: the order does not
 /// matter.
 template <class T>
 struct BlockSwapParams {

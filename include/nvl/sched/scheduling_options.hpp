@@ -17,6 +17,9 @@ struct SchedulingOptions {
   std::int32_t max_num_partial_prefills = 0;      // prompts that are computed in parts at once; 0 = any number
   std::int32_t max_long_partial_prefills = 0;  // of them with more than long_prefill_token_threshold tokens left; 0 = any number
 
+  // What runs beside a step
+  std::int32_t max_demotions = 32;  // [blocks] of the prefix cache that are copied to host memory beside one step
+
   // What the orders weigh
   std::int32_t priority_aging_steps = 256;    // waiting so many steps is worth one level of Sequence::priority
   std::int32_t prompt_token_cost = 1;         // of a computed prompt token, to fair shares and shortest work
@@ -36,6 +39,7 @@ inline void validate(const SchedulingOptions& options) {
   not_negative("max_long_partial_prefills", options.max_long_partial_prefills);
   NVL_EXPECTS(options.max_long_partial_prefills == 0 || options.long_prefill_token_threshold > 0, "max_long_partial_prefills",
               options.max_long_partial_prefills, "0 unless long_prefill_token_threshold says what is long");
+  not_negative("max_demotions", options.max_demotions);
   positive("priority_aging_steps", options.priority_aging_steps);
   not_negative("prompt_token_cost", options.prompt_token_cost);
   positive("output_token_cost", options.output_token_cost);

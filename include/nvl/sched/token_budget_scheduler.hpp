@@ -98,6 +98,7 @@ class TokenBudgetScheduler {
     if constexpr (DisplacingOrder<Order_>) { step.urgent = displace(allocator, batch); }
     plan_decodes(step, allocator, batch);
     plan_prompts(step, allocator, batch);
+    finish_plan(allocator, batch, static_cast<std::size_t>(options_.scheduling.max_demotions));
   }
 
   void remove(Sequence& seq) {
@@ -337,6 +338,7 @@ class TokenBudgetScheduler {
       blocked_num_free_ = allocator.num_free();
       return Admission::blocked;
     }
+    if (!is_resumed) { extend_hit(seq, allocator, options_.block_size, batch); }
     order_.take(ticket);
     const Runner runner{&seq, &ticket};
     line_.insert(place_of(ticket), runner);  // within the reserved capacity: cannot throw

@@ -30,6 +30,7 @@ namespace nvl::inline NVL_ABI::testing {
 struct HarnessCounts {
   std::uint64_t steps = 0, preemptions = 0, cached_tokens = 0, finished = 0, refused = 0, chunks = 0, forks = 0, copies = 0;
   std::uint64_t swaps = 0, blocks_in = 0, blocks_out = 0;  // sequences that went out; blocks in each direction
+  std::uint64_t loaded_tokens = 0;                         // found in host memory by admissions
 };
 
 template <class S, BlockAllocator A>
@@ -237,6 +238,7 @@ class SchedulerHarness {
                name(*was.seq) + " had its blocks and is loading");
         expect(blocks_for(was.seq->num_computed, options_.block_size) <= was.seq->block_table.size(),
                name(*was.seq) + " is loading and has no blocks");
+        if (was.status != SeqStatus::swapped) { check_loading(*was.seq); }
       } else if (was.status == SeqStatus::swapped) {
         expect(was.seq->status == SeqStatus::swapped && was.seq->num_computed == was.num_computed && was.seq->block_table.empty(),
                name(*was.seq) + " stays swapped and lost tokens, or keeps blocks that were copied out");
@@ -250,9 +252,23 @@ class SchedulerHarness {
     check_transfers();
   }
 
+  /// Newly admitted: what it need not compute lies in blocks of the device or comes in from the host.
+  void check_loading(const Simulated& seq) {
+    const auto num_loaded = static_cast<std::int32_t>(std::ranges::count_if(batch_.swap_in, [&](const BlockTransfer& in) {
+      return std::ranges::count(std::span(seq.block_table).subspan(static_cast<std::size_t>(seq.num_published)), in.device) > 0;
+    }));
+    expect(seq.num_cached == seq.num_computed && seq.num_computed < seq.num_tokens() &&
+               seq.num_computed == (seq.num_published + num_loaded) * options_.block_size,
+           name(seq) + " is loading other blocks than it does not compute");
+    counts_.loaded_tokens += static_cast<std::uint64_t>(num_loaded * options_.block_size);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(seq.num_published) && i < seq.block_table.size(); ++i) {
+      expect(!damaged_[index_of(seq.block_table[i])], name(seq) + " found a block that was forgotten");
+    }
+  }
+
   /// The copies of a step run in any order beside it: no block may be touched by two of them, or by one and the step.
   void check_transfers() {
-    std::unordered_set<std::uint32_t> moving, host_moving;
+    std::unordered_set<std::uint32_t> moving, host_written;
     for (const auto* list : {&batch_.swap_out, &batch_.swap_in}) {
       for (const BlockTransfer& transfer : *list) {
         if (!expect(index_of(transfer.device) < damaged_.size() &&
@@ -261,7 +277,9 @@ class SchedulerHarness {
           return;
         }
         expect(moving.insert(index_of(transfer.device)).second, "a block is in two transfers of one step");
-        expect(host_moving.insert(index_of(transfer.host)).second, "a host block is in two transfers of one step");
+        const bool is_new = !host_written.contains(index_of(transfer.host));
+        if (list == &batch_.swap_out) { host_written.insert(index_of(transfer.host)); }
+        expect(is_new, "a host block is written and in another transfer of one step");
       }
     }
     for (const BlockCopy& copy : batch_.copies) {
@@ -305,7 +323,11 @@ class SchedulerHarness {
     }
     const std::int32_t cached = entry.first_position;
     expect(cached == seq.num_cached, name(seq) + ": num_cached is not where its computation starts");
-    expect(cached % options_.block_size == 0, name(seq) + " starts inside a block");
+    const auto is_for_it = [&](const BlockCopy& copy) {
+      return copy.to == seq.block_table[static_cast<std::size_t>(cached / options_.block_size)] && !damaged_[index_of(copy.from)];
+    };
+    expect(cached % options_.block_size == 0 || std::ranges::any_of(batch_.copies, is_for_it),
+           name(seq) + " starts inside a block, and nothing is copied there");
     expect(cached == 0 || PrefixCachingAllocator<A>, name(seq) + " skips tokens without a prefix cache");
     counts_.cached_tokens += static_cast<std::uint64_t>(cached);
     for (std::size_t i = 0; i < static_cast<std::size_t>(cached / options_.block_size) && i < seq.block_table.size(); ++i) {

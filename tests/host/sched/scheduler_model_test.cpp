@@ -6,6 +6,7 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/scheduler_harness.hpp>
 
 #include <catch2/catch_test_macros.hpp>
@@ -75,6 +76,7 @@ void apply(Harness& harness, const Operation& op) {
 
 struct Totals {
   std::uint64_t operations = 0, preemptions = 0, cached_tokens = 0, finished = 0, chunks = 0, forks = 0, copies = 0;
+  std::uint64_t loaded_tokens = 0;
 };
 
 template <class S, class A>
@@ -87,7 +89,8 @@ Totals check_random_requests(const std::string& name, int num_cases) {
                                    .block_size = *rc::gen::inRange(1, 5)};
     const auto num_blocks = *rc::gen::inRange(2u, 24u);
     const auto list = *rc::gen::resize(2000, rc::gen::container<std::vector<Operation>>(operations()));
-    testing::SchedulerHarness<S, A> harness(options, num_blocks);
+    const auto num_host_blocks = *rc::gen::inRange(0u, 32u);
+    testing::SchedulerHarness<S, A> harness(options, num_blocks, 2, num_host_blocks);
     for (const Operation& op : list) {
       apply(harness, op);
       ++totals.operations;
@@ -101,6 +104,7 @@ Totals check_random_requests(const std::string& name, int num_cases) {
     totals.chunks += harness.counts().chunks;
     totals.forks += harness.counts().forks;
     totals.copies += harness.counts().copies;
+    totals.loaded_tokens += harness.counts().loaded_tokens;
   });
   return totals;
 }
@@ -136,4 +140,13 @@ TEST_CASE("no sequence ever reads another one's K and V when the hash has four b
   const Totals totals = check_random_requests<PrefillFirstScheduler, FourBitCache>("four-bit hash", 400);
   CHECK(totals.operations >= many);
   CHECK(totals.cached_tokens > 10'000);
+}
+
+TEST_CASE("token budget over the prefix cache and its host tier keeps every invariant in any sequence of operations",
+          "[sched][host][slow]") {
+  const Totals totals = check_random_requests<TokenBudgetScheduler<>, PrefixCacheAllocator>("two tiers", 400);
+  CHECK(totals.operations >= many);
+  CHECK(totals.preemptions > 1000);
+  CHECK(totals.cached_tokens > 10'000);
+  CHECK(totals.loaded_tokens > 1000);
 }
