@@ -387,6 +387,7 @@ class SchedulerHarness {
   void end_transfers() {
     for (const BlockTransfer& in : batch_.swap_in) {
       std::ranges::copy(block_of(host_kv_, index_of(in.host)), block_of(kv_, index_of(in.device)).begin());
+      damaged_[index_of(in.device)] = false;
     }
     for (const BlockTransfer& out : batch_.swap_out) {
       std::ranges::copy(block_of(kv_, index_of(out.device)), block_of(host_kv_, index_of(out.host)).begin());
