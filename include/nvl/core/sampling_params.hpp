@@ -15,6 +15,11 @@
 
 namespace nvl::inline NVL_ABI {
 
+/// When a beam search ends, as in Hugging Face's `early_stopping`. yes: as soon as beam_width hypotheses have ended; no: when the
+/// best beam, with the length penalty of its present length, cannot better the worst of them; never: when none could, however
+/// long it becomes.
+enum class EarlyStopping : std::uint8_t { no, yes, never };
+
 struct SamplingParams {
   float temperature = 1.0f;         // 0 = greedy
   std::int32_t top_k = 0;           // keep the k most likely; 0 or -1 = all
@@ -33,6 +38,17 @@ struct SamplingParams {
   bool ignore_eos = false;
   bool skip_special_tokens = true;         // special tokens produce no text
   std::optional<std::int32_t> logprobs{};  // with each token its log-probability and those of the n most likely; 0 = only its own
+  std::int32_t n = 1;                      // choices to return, each with random numbers of its own
+  std::int32_t best_of = 0;                // choices to sample, of which the n of the largest log-probability are returned; 0 = n
+  std::int32_t beam_width = 0;  // beams of a beam search, of which the n best are returned; 0 or 1 = tokens are sampled
+  float length_penalty = 1.0f;  // a beam's score is its log-probability / (its output tokens ^ this)
+  EarlyStopping early_stopping = EarlyStopping::no;  // of a beam search
+
+  bool is_beam_search() const noexcept { return beam_width > 1; }
+  /// Sequences that are computed side by side.
+  std::int32_t num_choices() const noexcept { return is_beam_search() ? beam_width : best_of > 0 ? best_of : n; }
+  /// More are computed than returned, so that no token is sure to be returned before the end.
+  bool has_rivals() const noexcept { return is_beam_search() || num_choices() > n; }
 };
 
 /// What protects an engine from one request. Every limit is a number that a host may change.
@@ -42,6 +58,8 @@ struct RequestLimits {
   std::int32_t max_stop_token_ids = 1024;
   std::int32_t max_logit_bias = 1024;
   std::int32_t max_logprobs = 20;
+  std::int32_t max_n = 128;  // choices of one request, best_of included
+  std::int32_t max_beam_width = 16;
 };
 
 /// Throws InvalidArgument that names the parameter, its value and the rule. `vocab_size` bounds token ids.
@@ -80,6 +98,17 @@ inline void validate(const SamplingParams& p, std::int32_t vocab_size, const Req
     NVL_EXPECTS(*p.logprobs >= 0 && *p.logprobs <= limits.max_logprobs, "logprobs", *p.logprobs,
                 "0 to " + std::to_string(limits.max_logprobs));
   }
+  NVL_EXPECTS(p.n >= 1 && p.n <= limits.max_n, "n", p.n, "1 to " + std::to_string(limits.max_n));
+  NVL_EXPECTS(p.best_of == 0 || (p.best_of >= p.n && p.best_of <= limits.max_n), "best_of", p.best_of,
+              "0, or n (" + std::to_string(p.n) + ") to " + std::to_string(limits.max_n));
+  NVL_EXPECTS(p.beam_width >= 0 && p.beam_width <= limits.max_beam_width, "beam_width", p.beam_width,
+              "0 to " + std::to_string(limits.max_beam_width));
+  if (!p.is_beam_search()) { return; }
+  NVL_EXPECTS(p.n <= p.beam_width, "n", p.n, "at most beam_width (" + std::to_string(p.beam_width) + ")");
+  NVL_EXPECTS(p.best_of == 0, "best_of", p.best_of, "0 in a beam search");
+  NVL_EXPECTS(finite_in(p.length_penalty, -10.0f, 10.0f), "length_penalty", p.length_penalty, "in [-10, 10]");
+  NVL_EXPECTS(p.stop.empty(), "stop", p.stop.size(), "empty in a beam search");
+  NVL_EXPECTS(!p.logprobs, "logprobs", *p.logprobs, "none in a beam search: a choice has the sum of its log-probabilities");
 }
 
 }  // namespace nvl::inline NVL_ABI

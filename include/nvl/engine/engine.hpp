@@ -9,7 +9,7 @@
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
-#include <nvl/engine/completion.hpp>
+#include <nvl/engine/active_requests.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
@@ -19,8 +19,6 @@
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/model/model_runner.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
-#include <nvl/sched/admission.hpp>
-#include <nvl/sched/publish.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
 #include <nvl/sched/step_work.hpp>
 
@@ -31,12 +29,10 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
-#include <random>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -89,7 +85,7 @@ class Engine {
                                     .block_size = block_size,
                                     .scheduling = options_.scheduling}),
         parallel_(std::move(parallel)),
-        random_(options_.seed ? *options_.seed : random_seed()) {
+        requests_(scheduler_, allocator_, stats_, config_, options_, plan_) {
     ranks_.resize(parallel_.num_local_ranks());
     const StepLimits limits = step_limits(config_, plan_, options_, block_size);
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
@@ -104,62 +100,26 @@ class Engine {
   /// Requests that have not finished are aborted: each still gets its on_finish.
   ~Engine() {
     failure_ = "it is closing";  // so that an on_finish cannot submit; short enough to need no memory
-    contain([&] { finish_all(FinishReason::abort, {}); }, [](const char*) {});
+    contain([&] { requests_.finish_all(FinishReason::abort, {}); }, [](const char*) {});
   }
 
   /// Throws what `submit` would for a request that can never run, and does nothing else. Any thread may call it at any time.
-  void validate(const Request& request) const { nvl::validate(request, config_, options_, plan_); }
+  void validate(const Request& request) const {
+    nvl::validate(request, config_, options_, plan_);
+    NVL_EXPECTS(SharingAllocator<Allocator> || !request.sampling.is_beam_search(), "beam_width", request.sampling.beam_width,
+                "0 or 1: beams share blocks, which this engine's allocator cannot do (SharingAllocator)");
+  }
 
   /// Queues a request; it runs in `step`.
   /// \throws InvalidArgument that names the parameter, its value and the rule; Error if the engine has failed. Then nothing changed.
   RequestId submit(Request request, RequestCallbacks callbacks = {}) {
     if (!failure_.empty()) { raise(Error("the engine has failed and takes no request: " + failure_)); }
     validate(request);
-    // From here to its end nothing that frees its blocks needs memory.
-    reserve_for_one_more(finished_, finished_.size() + requests_.size());
-    reserve_for_one_more(retired_, requests_.size());
-    auto state = std::make_unique<RequestState>();
-    state->id = SeqId{next_id_};
-    state->request = RequestId{next_id_};
-    state->num_prompt = static_cast<std::int32_t>(request.prompt_ids.size());
-    state->max_total_tokens = total_tokens(request, plan_);
-    state->priority = request.priority;
-    state->seed = request.sampling.seed ? *request.sampling.seed : random_();
-    state->stop_ids = request.sampling.stop_token_ids;
-    if (!request.sampling.ignore_eos) {
-      state->stop_ids.insert(state->stop_ids.end(), config_.eos_token_ids.begin(), config_.eos_token_ids.end());
-    }
-    state->tokens = std::move(request.prompt_ids);
-    state->tokens.reserve(static_cast<std::size_t>(std::min(state->max_total_tokens, state->num_prompt + 1024)));
-    state->sampling = std::move(request.sampling);
-    if (options_.token_text) { state->text_stream.emplace(*options_.token_text, state->sampling); }
-    if constexpr (PrefixCachingAllocator<Allocator>) { state->prefix_root = allocator_.root(request.cache_salt); }
-    state->callbacks = std::move(callbacks);
-    state->submitted = RequestState::Clock::now();
-    RequestState& queued = *state;
-    const RequestId id = queued.request;
-    requests_.emplace(id, std::move(state));
-    std::string error;
-    contain([&] { scheduler_.add(queued); }, [&](const char* what) { error = what; });
-    queued.is_scheduled = error.empty();
-    if (!error.empty()) {
-      requests_.erase(id);
-      raise(Error("the scheduler refused the request: " + error));
-    }
-    ++next_id_;
-    ++stats_.num_submitted;
-    ++stats_.num_queued;
-    stats_.queued_tokens += static_cast<std::uint64_t>(queued.num_prompt);
-    return id;
+    return requests_.add(std::move(request), std::move(callbacks));
   }
 
   /// Ends a request wherever it is; its on_finish is called before this returns. False if it is unknown or has finished.
-  bool abort(RequestId id) {
-    const auto found = requests_.find(id);
-    if (found == requests_.end()) { return false; }
-    finish(*found->second, FinishReason::abort);
-    return true;
-  }
+  bool abort(RequestId id) { return requests_.abort(id); }
 
   /// Plans and runs one step and reports what came of it through the requests' callbacks. False if there was nothing to do.
   /// Where the ops run ahead, the next step is planned and launched before this one is waited for; a sequence that this one
@@ -168,9 +128,7 @@ class Engine {
   bool step() {
     NVL_EXPECTS(!in_step_, "step", "called from a callback", "called by the engine's owner only");
     in_step_ = true;
-    // What has finished may still be a row of the step in flight, which this call collects.
-    retired_.clear();
-    retired_.swap(finished_);
+    requests_.begin_step();
     bool worked = false;
     contain([&] { worked = run_step(); }, [&](const char* what) { fail(what); });
     in_step_ = false;
@@ -209,7 +167,7 @@ class Engine {
     NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first,
                 "below the prompt's " + std::to_string(ids.size()) + " tokens");
     const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
-    RequestState probe;
+    ChoiceState probe;
     probe.tokens.assign(ids.begin(), ids.end());
     probe.num_prompt = probe.num_tokens();
     probe.block_table.resize(num_blocks);
@@ -261,6 +219,7 @@ class Engine {
 
  private:
   using Ops = typename Attention::Ops;
+  using Requests = ActiveRequests<Scheduler, Allocator>;
 
   struct RankState {
     template <class Source>
@@ -295,30 +254,28 @@ class Engine {
     return config;
   }
 
-  static std::uint64_t random_seed() {
-    std::random_device source;
-    return (std::uint64_t{source()} << 32) | source();
-  }
-
   bool run_step() {
     Flight& current = flights_[current_];
     Flight& next = flights_[1 - current_];
     if (!current.is_launched) {
       if (!launch(current)) {
-        if (has_work()) { raise(Error("the scheduler has requests but planned nothing")); }
-        return false;
+        if (!has_work()) { return false; }
+        // Beams that wait for others may hold the blocks that those need.
+        if (!requests_.release_waiting_beams() || !launch(current)) {
+          raise(Error("the scheduler has requests but planned nothing"));
+        }
       }
       if (!current.is_launched) { return true; }
     }
     if constexpr (Ops::runs_ahead) {
-      if (may_run_ahead(current.batch)) { launch(next); }
+      if (Requests::may_run_ahead(current.batch)) { launch(next); }
     }
     parallel_.for_each_rank(
         [&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->output = &ranks_[i]->runner.collect(); });
     current.is_launched = false;
     current_ = 1 - current_;
     stats_.last_step = work_of(current.batch);
-    commit(current.batch, *ranks_.front()->output);
+    requests_.commit(current.batch, *ranks_.front()->output);
     if constexpr (requires(Device& device) { device.idle_seconds(); }) {
       stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();
     }
@@ -336,12 +293,13 @@ class Engine {
     stats_.swapped_out_blocks += batch.swap_out.size();
     stats_.swapped_in_blocks += batch.swap_in.size();
     if (batch.empty()) { return false; }
-    note_admissions(batch);
+    requests_.note_admissions(batch);
     StepInput* in = nullptr;
     contain(
         [&] {
+          plan_forks(batch, options_.max_num_seqs);
           StepInput& built = build_step_input(batch, block_size, next_step_, flight.buffer);
-          reserve_outputs(batch);
+          requests_.reserve_outputs(batch);
           in = &built;
         },
         [&](const char* what) { drop(batch, what); });
@@ -372,192 +330,17 @@ class Engine {
   void drop(const ScheduledBatch& batch, const char* what) {
     const bool has_others = !batch.copies.empty() || !batch.swap_out.empty() || !batch.swap_in.empty();
     if (has_others) { raise(Error(what)); }  // blocks of requests that are not in the batch have lost their content
-    for (const ScheduledSeq& entry : batch.seqs) { finish(state_of(*entry.seq), FinishReason::error, what); }
-  }
-
-  /// Puts a placeholder behind each sequence that will get a token, so that the scheduler can plan with it before it is known.
-  /// A sequence that the token brings to its full length leaves the scheduler now: nothing has to be waited for.
-  void reserve_outputs(const ScheduledBatch& batch) {
-    std::int32_t row = 0;
-    for (const ScheduledSeq& entry : batch.seqs) {
-      if (!entry.needs_sample) { continue; }
-      RequestState& request = state_of(*entry.seq);
-      request.tokens.push_back(sampled_in_row(row++));
-      ++request.num_pending;
-      if (request.num_tokens() >= request.max_total_tokens) { leave_scheduler(request); }
-    }
-  }
-
-  /// True unless a row of the next step needs a token of `batch` on the host.
-  static bool may_run_ahead(const ScheduledBatch& batch) {
-    return std::none_of(batch.seqs.begin(), batch.seqs.end(), [](const ScheduledSeq& entry) {
-      return entry.needs_sample && detail::needs_history(detail::request_of(*entry.seq).sampling);
-    });
-  }
-
-  /// It is scheduled for the first time, or never will be.
-  void leave_queue(const RequestState& request) noexcept {
-    --stats_.num_queued;
-    stats_.queued_tokens -= static_cast<std::uint64_t>(request.num_prompt);
-  }
-
-  void leave_scheduler(RequestState& request) {
-    if (!request.is_scheduled) { return; }
-    request.is_scheduled = false;
-    scheduler_.remove(request);
-  }
-
-  void note_admissions(const ScheduledBatch& batch) {
-    const auto now = RequestState::Clock::now();
-    for (const ScheduledSeq& entry : batch.seqs) {
-      RequestState& request = state_of(*entry.seq);
-      if (request.was_scheduled) { continue; }
-      request.was_scheduled = true;
-      request.scheduled = now;
-      leave_queue(request);
-      stats_.prompt_tokens += static_cast<std::uint64_t>(request.num_prompt);
-      request.num_cached_prompt = request.num_cached;
-      stats_.cached_prompt_tokens += static_cast<std::uint64_t>(request.num_cached);
-    }
-    ++stats_.num_steps;
-    stats_.scheduled_seqs += batch.seqs.size();
-    stats_.computed_tokens += static_cast<std::uint64_t>(batch.num_tokens);
-  }
-
-  /// Puts what was sampled in its place, publishes full blocks, applies the stop rules.
-  void commit(const ScheduledBatch& batch, const StepOutput& output) {
-    const auto now = RequestState::Clock::now();
-    std::size_t row = 0;
-    for (const ScheduledSeq& entry : batch.seqs) {
-      RequestState& request = state_of(*entry.seq);
-      const SampledToken* sampled = entry.needs_sample ? &output.sampled[row++] : nullptr;
-      if (request.status == SeqStatus::finished) { continue; }  // it ended while this step ran
-      contain([&] { commit(request, entry.first_position + entry.num_tokens, sampled, now); },
-              [&](const char* what) {
-                if (request.status != SeqStatus::finished) { finish(request, FinishReason::error, what); }
-              });
-    }
-  }
-
-  /// The first `end` tokens of `request` are computed. `sampled`: the one after them, or nullptr
-  void commit(RequestState& request, std::int32_t end, const SampledToken* sampled, RequestState::Clock::time_point now) {
-    if (sampled != nullptr && !sampled->finite) {
-      forget_blocks(request);
-      finish(request, FinishReason::error, "the model's logits are not finite (NaN or infinity)");
-      return;
-    }
-    if (sampled != nullptr) {
-      request.tokens[static_cast<std::size_t>(end)] = sampled->token;
-      --request.num_pending;
-    }
-    // A sequence that was preempted meanwhile has less.
-    publish_full_blocks(request, allocator_, block_size, std::min(end, request.num_computed));
-    if (sampled != nullptr) { accept(request, *sampled, end + 1, now); }
-  }
-
-  /// `num_known`: [tokens] of the sequence up to `sampled`
-  void accept(RequestState& request, const SampledToken& sampled, std::int32_t num_known, RequestState::Clock::time_point now) {
-    const std::int32_t num_output = num_known - request.num_prompt;
-    if (num_output == 1) { request.first_token = now; }
-    request.last_token = now;
-    ++stats_.generated_tokens;
-    if (request.sampling.logprobs) { request.logprobs.push_back(sampled); }
-
-    const bool at_stop_id = std::find(request.stop_ids.begin(), request.stop_ids.end(), sampled.token) != request.stop_ids.end();
-    const bool at_length = num_known >= request.max_total_tokens;
-    std::string piece;
-    bool at_stop_string = false;
-    if (request.text_stream) {
-      TextStream& text = *request.text_stream;
-      if (!at_stop_id) { piece = text.push(sampled.token, num_output >= request.sampling.min_tokens); }
-      if (at_stop_id || at_length) { piece += text.finish(); }
-      at_stop_string = text.stopped();
-      request.text += piece;
-    }
-    if (!report_token(request, sampled, piece) || request.status == SeqStatus::finished) { return; }
-    if (at_stop_id || at_stop_string) {
-      if (at_stop_id) { request.stop_token = sampled.token; }
-      finish(request, FinishReason::stop);
-    } else if (at_length) {
-      finish(request, FinishReason::length);
-    }
-  }
-
-  /// False if the callback threw, which has ended the request.
-  bool report_token(RequestState& request, const SampledToken& sampled, const std::string& piece) {
-    if (!request.callbacks.on_token) { return true; }
-    bool ok = true;
-    contain(
-        [&] {
-          request.callbacks.on_token({request.request, sampled.token, piece, &sampled});
-        },
-        [&](const char* what) {
-          ok = false;
-          if (request.status != SeqStatus::finished) {
-            finish(request, FinishReason::error, std::string("on_token threw: ") + what);
-          }
-        });
-    return ok;
-  }
-
-  /// The one way out of the engine. Needs no memory: without it the result is an error that says so.
-  void finish(RequestState& request, FinishReason reason, std::string_view error = {}) {
-    leave_scheduler(request);
-    if (!request.was_scheduled) { leave_queue(request); }
-    release_blocks(request, allocator_);
-    request.tokens.resize(request.tokens.size() - static_cast<std::size_t>(request.num_pending));
-    request.num_pending = 0;
-    request.status = SeqStatus::finished;
-    request.finish_reason = reason;
-    auto node = requests_.extract(request.request);
-    finished_.push_back(std::move(node.mapped()));  // kept for two steps, those that may still hold a reference
-    Completion done;
-    contain([&] { done = completion_of(request, error); },
-            [&](const char*) {
-              done = Completion();
-              done.request = request.request;
-              done.finish_reason = FinishReason::error;
-              done.error = "out of memory";  // short enough to need none
-            });
-    count_finished(request, done);
-    if (request.callbacks.on_finish) {
-      contain([&] { request.callbacks.on_finish(done); },
-              [](const char*) {});  // the request has ended already: nothing is left to do
-    }
-  }
-
-  void count_finished(const RequestState& request, const Completion& done) noexcept {
-    ++stats_.num_finished[static_cast<std::size_t>(done.finish_reason)];
-    stats_.e2e.add(done.timings.e2e);
-    if (request.was_scheduled) { stats_.queue.add(done.timings.queue); }
-    if (request.num_output() > 0) { stats_.ttft.add(done.timings.ttft); }
-    if (request.num_output() > 1) { stats_.tpot.add(done.timings.tpot); }
-  }
-
-  /// So that `list` takes one more than `size` without asking for memory.
-  template <class T>
-  static void reserve_for_one_more(std::vector<T>& list, std::size_t size) {
-    if (list.capacity() <= size) { list.reserve(2 * size + 16); }
-  }
-
-  void forget_blocks(RequestState& request) {
-    if constexpr (PrefixCachingAllocator<Allocator>) {
-      for (const BlockId block : request.block_table) { allocator_.forget(block); }
-    }
+    requests_.fail(batch, what);
   }
 
   void fail(const char* what) {
     contain([&] { failure_ = what; }, [&](const char*) { failure_ = "out of memory"; });
     for (Flight& flight : flights_) { flight.is_launched = false; }
-    finish_all(FinishReason::error, failure_);
-  }
-
-  void finish_all(FinishReason reason, std::string_view error) {
-    while (!requests_.empty()) { finish(*requests_.begin()->second, reason, error); }
+    requests_.finish_all(FinishReason::error, failure_);
   }
 
   /// Computes `count` tokens of `probe` and returns the logits of the first `num_rows` of them, [num_rows, vocab].
-  std::span<const float> run_probe(RequestState& probe, std::int32_t first, std::int32_t count, std::int32_t num_rows) {
+  std::span<const float> run_probe(ChoiceState& probe, std::int32_t first, std::int32_t count, std::int32_t num_rows) {
     ScheduledBatch batch;
     batch.seqs.push_back({.seq = &probe, .first_position = first, .num_tokens = count, .needs_sample = false});
     batch.num_tokens = count;
@@ -571,8 +354,6 @@ class Engine {
     return rows;
   }
 
-  static RequestState& state_of(Sequence& seq) noexcept { return static_cast<RequestState&>(seq); }
-
   const ModelConfig config_;
   const EngineOptions options_;
   const MemoryPlan plan_;
@@ -580,16 +361,12 @@ class Engine {
   Scheduler scheduler_;
   Parallel parallel_;
   std::vector<std::unique_ptr<RankState>> ranks_;
-  std::mt19937_64 random_;
-  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;  // not finished
-  std::vector<std::unique_ptr<RequestState>> finished_;                    // since the last step began
-  std::vector<std::unique_ptr<RequestState>> retired_;                     // before that
-  std::array<Flight, 2> flights_;                                          // the oldest step not yet collected, and the next
+  EngineStats stats_;
+  Requests requests_;
+  std::array<Flight, 2> flights_;  // the oldest step not yet collected, and the next
   std::size_t current_ = 0;
   StepBuffer probe_buffer_;
-  EngineStats stats_;
   std::string failure_;
-  std::uint64_t next_id_ = 0;
   std::uint64_t next_step_ = 0;
   static constexpr int max_failed_plans = 3;
   int num_failed_plans_ = 0;  // in a row

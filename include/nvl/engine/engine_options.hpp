@@ -82,6 +82,11 @@ inline std::string to_table(const MemoryPlan& plan) {
   return table;
 }
 
+/// Most likely tokens that one sampled row may be asked for: by log-probabilities or by a beam search with as many stop tokens.
+inline std::int32_t max_row_logprobs(const RequestLimits& limits) noexcept {
+  return std::max(limits.max_logprobs, 2 * limits.max_beam_width);
+}
+
 inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan, const EngineOptions& options,
                               std::int32_t block_size) noexcept {
   const auto num_eos = static_cast<std::int32_t>(config.eos_token_ids.size());
@@ -93,7 +98,7 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
           .max_model_len = plan.max_model_len,
           .max_logit_bias = options.limits.max_logit_bias,
           .max_banned = options.limits.max_stop_token_ids + num_eos,
-          .max_logprobs = options.limits.max_logprobs};
+          .max_logprobs = max_row_logprobs(options.limits)};
 }
 
 /// What `options` mean for a model whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device

@@ -7,6 +7,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/sampling_params.hpp>
+#include <nvl/engine/beam_search.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/request.hpp>
 
@@ -16,6 +17,7 @@
 #include <iterator>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -23,6 +25,13 @@ namespace nvl::inline NVL_ABI {
 inline std::int32_t total_tokens(const Request& request, const MemoryPlan& plan) noexcept {
   const std::int64_t wanted = static_cast<std::int64_t>(request.prompt_ids.size()) + request.sampling.max_tokens;
   return static_cast<std::int32_t>(std::min<std::int64_t>(wanted, plan.max_model_len));
+}
+
+/// The end-of-sequence ids, unless ignored, and the stop tokens.
+inline std::vector<TokenId> stop_ids_of(const SamplingParams& sampling, const ModelConfig& config) {
+  std::vector<TokenId> ids = sampling.stop_token_ids;
+  if (!sampling.ignore_eos) { ids.insert(ids.end(), config.eos_token_ids.begin(), config.eos_token_ids.end()); }
+  return ids;
 }
 
 /// \throws InvalidArgument
@@ -44,6 +53,13 @@ inline void validate(const Request& request, const ModelConfig& config, const En
   validate(request.sampling, config.vocab_size, options.limits);
   NVL_EXPECTS(request.sampling.stop.empty() || options.token_text, "stop", request.sampling.stop.size(),
               "empty: this engine has no TokenText to match strings against");
+  if (request.sampling.is_beam_search()) {
+    const std::int32_t most = max_row_logprobs(options.limits);
+    const std::size_t num_stop_ids = stop_ids_of(request.sampling, config).size();
+    NVL_EXPECTS(beam_candidates(request.sampling.beam_width, num_stop_ids) <= most, "beam_width", request.sampling.beam_width,
+                "at most " + std::to_string(most) + " (the larger of max_logprobs and 2 x max_beam_width) together with the " +
+                    std::to_string(num_stop_ids) + " end-of-sequence and stop tokens");
+  }
   // The last token's K and V are never stored.
   const std::int64_t stored = total_tokens(request, plan) - 1;
   const std::int64_t blocks = ceil_div<std::int64_t>(stored, plan.block_size);

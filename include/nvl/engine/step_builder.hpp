@@ -3,6 +3,7 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/step.hpp>
+#include <nvl/engine/choices.hpp>
 #include <nvl/engine/request_state.hpp>
 #include <nvl/kv/block_table.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
@@ -17,16 +18,15 @@ namespace nvl::inline NVL_ABI {
 namespace detail {
 
 /// Tokens that this row must not choose: before min_tokens, everything that would end the sequence.
-inline std::span<const TokenId> banned_tokens(const RequestState& request) noexcept {
-  return request.num_output() < request.sampling.min_tokens ? std::span<const TokenId>(request.stop_ids)
-                                                            : std::span<const TokenId>();
+inline std::span<const TokenId> banned_tokens(const ChoiceState& choice) noexcept {
+  const RequestState& request = *choice.owner;
+  return choice.num_output() < request.sampling.min_tokens ? std::span<const TokenId>(request.stop_ids)
+                                                           : std::span<const TokenId>();
 }
 
 inline bool needs_history(const SamplingParams& p) noexcept {
   return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
 }
-
-inline const RequestState& request_of(const Sequence& seq) noexcept { return static_cast<const RequestState&>(seq); }
 
 inline StepShape shape_of(const ScheduledBatch& batch) {
   StepShape shape;
@@ -38,11 +38,12 @@ inline StepShape shape_of(const ScheduledBatch& batch) {
   for (const ScheduledSeq& entry : batch.seqs) {
     shape.max_blocks_per_seq = std::max(shape.max_blocks_per_seq, entry.seq->block_table.size());
     if (!entry.needs_sample) { continue; }
-    const RequestState& request = request_of(*entry.seq);
-    ++shape.num_samples;
-    shape.num_logit_bias += request.sampling.logit_bias.size();
-    shape.num_banned += banned_tokens(request).size();
-    if (needs_history(request.sampling)) { shape.num_history += request.tokens.size(); }
+    const ChoiceState& choice = choice_of(*entry.seq);
+    const SamplingParams& p = choice.owner->sampling;
+    shape.num_samples += 1 + static_cast<std::size_t>(choice.num_forks);
+    shape.num_logit_bias += p.logit_bias.size();
+    shape.num_banned += banned_tokens(choice).size();
+    if (needs_history(p)) { shape.num_history += choice.tokens.size(); }
   }
   return shape;
 }
@@ -58,8 +59,8 @@ IndexRange append(std::span<T> array, std::uint32_t& used, const Range& source) 
 
 }  // namespace detail
 
-/// Writes `batch`, whose sequences are RequestStates, into `buffer`. Rows of one sequence are consecutive; sampled rows keep
-/// the order of the batch. `extra_samples` rows of sample_rows and sampling are left for the caller to fill.
+/// Writes `batch`, whose sequences are ChoiceStates, into `buffer`. Rows of one sequence are consecutive; sampled rows keep the
+/// order of the batch, those of the choices that begin with a sequence right behind its own. `extra_samples` rows of sample_rows and sampling are left for the caller to fill.
 inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t block_size, std::uint64_t step, StepBuffer& buffer,
                                    std::int32_t extra_samples = 0) {
   StepShape shape = detail::shape_of(batch);
@@ -75,25 +76,23 @@ inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t blo
   in.min_query_len = batch.seqs.empty() ? 0 : batch.seqs.front().num_tokens;
   in.max_query_len = in.min_query_len;
   for (const ScheduledSeq& entry : batch.seqs) {
-    const RequestState& request = detail::request_of(*entry.seq);
+    const ChoiceState& choice = choice_of(*entry.seq);
     const std::int32_t end = entry.first_position + entry.num_tokens;
     in.min_query_len = std::min(in.min_query_len, entry.num_tokens);
     in.max_query_len = std::max(in.max_query_len, entry.num_tokens);
     for (std::int32_t position = entry.first_position; position < end; ++position, ++token) {
-      in.token_ids[token] = request.tokens[static_cast<std::size_t>(position)];
+      in.token_ids[token] = choice.tokens[static_cast<std::size_t>(position)];
       in.positions[token] = position;
-      in.slot_mapping[token] = slot_of(request.block_table, position, block_size);
+      in.slot_mapping[token] = slot_of(choice.block_table, position, block_size);
     }
-    std::copy(request.block_table.begin(), request.block_table.end(),
+    std::copy(choice.block_table.begin(), choice.block_table.end(),
               in.block_tables.begin() + static_cast<std::ptrdiff_t>(seq_idx) * in.max_blocks_per_seq);
     in.seq_lens[seq_idx] = end;
     in.cu_query_lens[++seq_idx] = static_cast<std::int32_t>(token);
     if (!entry.needs_sample) { continue; }
 
-    const SamplingParams& p = request.sampling;
-    in.sample_rows[row] = static_cast<std::int32_t>(token) - 1;
-    SamplingRow& out = in.sampling[row++];
-    out = {};
+    const SamplingParams& p = choice.owner->sampling;
+    SamplingRow out;
     out.temperature = p.temperature;
     out.top_p = p.top_p;
     out.min_p = p.min_p;
@@ -101,14 +100,19 @@ inline StepInput& build_step_input(const ScheduledBatch& batch, std::int32_t blo
     out.presence_penalty = p.presence_penalty;
     out.frequency_penalty = p.frequency_penalty;
     out.top_k = std::max(p.top_k, 0);
-    out.num_logprobs = p.logprobs.value_or(-1);
-    out.seed = request.seed;
-    out.output_index = static_cast<std::uint32_t>(request.num_output());
-    out.num_prompt = static_cast<std::uint32_t>(request.num_prompt);
-    out.banned = detail::append(in.banned, num_banned, detail::banned_tokens(request));
-    if (detail::needs_history(p)) { out.history = detail::append(in.history, num_history, request.tokens); }
+    out.num_logprobs = choice.owner->num_logprobs;
+    out.seed = choice.owner->seed;
+    out.output_index = static_cast<std::uint32_t>(choice.num_output());
+    out.num_prompt = static_cast<std::uint32_t>(choice.num_prompt);
+    out.banned = detail::append(in.banned, num_banned, detail::banned_tokens(choice));
+    if (detail::needs_history(p)) { out.history = detail::append(in.history, num_history, choice.tokens); }
     out.bias = {num_bias, num_bias + static_cast<std::uint32_t>(p.logit_bias.size())};
     for (const auto& [id, bias] : p.logit_bias) { in.logit_bias[num_bias++] = {id, bias}; }
+    for (std::int32_t fork = 0; fork <= choice.num_forks; ++fork) {
+      out.choice = choice.index + static_cast<std::uint32_t>(fork);
+      in.sample_rows[row] = static_cast<std::int32_t>(token) - 1;
+      in.sampling[row++] = out;
+    }
   }
   return in;
 }
