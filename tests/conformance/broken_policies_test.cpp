@@ -1,11 +1,15 @@
 /// The conformance suites on policies with one defect each: every defect has to be reported.
+#include "support/host_caches.hpp"
+
 #include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/attention/kv_transfer.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
+#include <nvl/testing/check_kv_transfer.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
 #include <nvl/testing/check_scheduler_policy.hpp>
 
@@ -326,6 +330,84 @@ struct AddsItselfTwice : SingleDevice {
   Context context;
 };
 
+// Transfers
+
+using HostTransfer = HostKvTransfer<float>;
+
+struct ForgetsTheLastLayer : HostTransfer {
+  ForgetsTheLastLayer(CpuDevice& a, const KvCache<float>& from, CpuDevice& b, KvCache<float> to)
+      : HostTransfer(a, {from.kv, from.layout, from.num_layers - 1}, b, {to.kv, to.layout, to.num_layers - 1}) {}
+};
+
+struct MixesUpLayouts : HostTransfer {
+  MixesUpLayouts(CpuDevice& a, KvCache<float> from, CpuDevice& b, KvCache<float> to)
+      : HostTransfer(a, from, b,
+                     {to.kv, from.layout.num_blocks < to.layout.num_blocks ? from.layout : to.layout, to.num_layers}) {}
+};
+
+struct TakesAnyCaches : HostTransfer {
+  TakesAnyCaches(CpuDevice& a, const KvCache<float>& from, CpuDevice& b, const KvCache<float>& to)
+      : HostTransfer(a, from, b, {to.kv, as_in(from.layout, to.layout.num_blocks), from.num_layers}) {}
+  static KvLayout as_in(KvLayout layout, std::int64_t num_blocks) {
+    layout.num_blocks = num_blocks;
+    return layout;
+  }
+};
+
+struct CopiesBackwards : HostTransfer {
+  using HostTransfer::HostTransfer;
+  void start(std::span<const BlockCopy> copies) {
+    std::vector<BlockCopy> turned;
+    for (const BlockCopy& copy : copies) { turned.push_back({.from = copy.to, .to = copy.from}); }
+    HostTransfer::start(turned);
+  }
+};
+
+struct IgnoresEmptyCalls : HostTransfer {
+  using HostTransfer::HostTransfer;
+  void start(std::span<const BlockCopy> copies) {
+    if (!copies.empty()) { HostTransfer::start(copies); }
+  }
+};
+
+/// Copies when it is asked whether it is done.
+struct LateTransfer : HostTransfer {
+  using HostTransfer::HostTransfer;
+  void start(std::span<const BlockCopy> copies) { lists.emplace_back(copies.begin(), copies.end()); }
+  std::uint64_t num_done() {
+    for (const std::vector<BlockCopy>& list : lists) { HostTransfer::start(list); }
+    lists.clear();
+    return HostTransfer::num_done();
+  }
+  std::vector<std::vector<BlockCopy>> lists;
+};
+
+struct DoneTooEarly : LateTransfer {
+  using LateTransfer::LateTransfer;
+  void start(std::span<const BlockCopy> copies) {
+    if (!copies.empty()) { LateTransfer::start(copies); }
+    ++started;
+  }
+  std::uint64_t num_done() {
+    if (asked++ % 2 == 1) { LateTransfer::num_done(); }
+    return started;
+  }
+  std::uint64_t started = 0;
+  int asked = 1;
+};
+
+struct KeepsTheList : HostTransfer {
+  using HostTransfer::HostTransfer;
+  void start(std::span<const BlockCopy> copies) { lists.push_back(copies); }
+  std::uint64_t num_done() {
+    for (const std::span<const BlockCopy> list : lists) { HostTransfer::start(list); }
+    lists.clear();
+    return HostTransfer::num_done();
+  }
+  ~KeepsTheList() { num_done(); }
+  std::vector<std::span<const BlockCopy>> lists;
+};
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails,
@@ -365,4 +447,12 @@ TEMPLATE_TEST_CASE("the suite reports a strategy that breaks a promise", "[confo
                    HoldsHalf, AddsItselfTwice) {
   TestType strategy;
   CHECK_FALSE(testing::check_parallel_strategy(strategy).empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a transfer that breaks a promise", "[conformance][host]", ForgetsTheLastLayer,
+                   MixesUpLayouts, TakesAnyCaches, CopiesBackwards, IgnoresEmptyCalls, LateTransfer, DoneTooEarly, KeepsTheList) {
+  nvl_test::HostCaches<float> caches;
+  const auto broken = testing::check_kv_transfer<TestType>(caches);
+  CAPTURE(broken.text());
+  CHECK_FALSE(broken.empty());
 }

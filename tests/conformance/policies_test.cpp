@@ -1,7 +1,9 @@
 /// The conformance suites on every policy that nvl ships.
 #include "support/colliding_hash.hpp"
+#include "support/host_caches.hpp"
 
 #include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/attention/kv_transfer.hpp>
 #include <nvl/core/dtype.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
@@ -10,6 +12,7 @@
 #include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
+#include <nvl/testing/check_kv_transfer.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
 #include <nvl/testing/check_scheduler_policy.hpp>
 
@@ -51,4 +54,9 @@ TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "
 TEST_CASE("SingleDevice keeps the promises of ParallelStrategy", "[conformance][host]") {
   SingleDevice strategy;
   CHECK(testing::check_parallel_strategy(strategy).text() == "");
+}
+
+TEMPLATE_TEST_CASE("HostKvTransfer keeps the promises of KvTransfer", "[conformance][host]", float, bf16, fp16) {
+  nvl_test::HostCaches<TestType> caches;
+  CHECK(testing::check_kv_transfer<HostKvTransfer<TestType>>(caches).text() == "");
 }

@@ -97,12 +97,32 @@ NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_copy_kernel(
   }
 }
 
+namespace detail {
+
+/// One block of one layer, by a block of threads.
+template <class T>
+__device__ __forceinline__ void move_block(T* to, const T* from, std::int64_t block_elements) {
+  using Vector = RowVector<T>;
+  constexpr int stride = block_copy_threads * Vector::size;
+  constexpr int in_flight = 4;
+  for (std::int64_t i = threadIdx.x * Vector::size; i < block_elements; i += in_flight * stride) {
+    Vector values[in_flight];
+#pragma unroll
+    for (int j = 0; j < in_flight; ++j) {
+      if (i + j * stride < block_elements) { values[j] = Vector::load(from + i + j * stride); }
+    }
+#pragma unroll
+    for (int j = 0; j < in_flight; ++j) {
+      if (i + j * stride < block_elements) { values[j].store(to + i + j * stride); }
+    }
+  }
+}
+
+}  // namespace detail
+
 /// Grid: x over (transfer, layer); each block of threads moves one block of one layer at a time.
 template <class T>
 NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_swap_kernel(const __grid_constant__ BlockSwapParams<T> p) {
-  using Vector = detail::RowVector<T>;
-  constexpr int stride = detail::block_copy_threads * Vector::size;
-  constexpr int in_flight = 4;
   detail::wait_for_previous();
   detail::let_next_start();
   const std::int64_t num_moves = static_cast<std::int64_t>(p.num_transfers) * p.num_layers;
@@ -112,19 +132,7 @@ NVL_KERNEL void __launch_bounds__(detail::block_copy_threads) block_swap_kernel(
     const auto layer = static_cast<std::int32_t>(move % p.num_layers);
     T* const device = p.kv + layer * p.layout.layer_elements() + std::int64_t{index_of(transfer.device)} * block_elements;
     T* const host = p.host + p.layout.whole_block_offset(index_of(transfer.host), layer, p.num_layers);
-    const T* const from = p.to_host ? device : host;
-    T* const to = p.to_host ? host : device;
-    for (std::int64_t i = threadIdx.x * Vector::size; i < block_elements; i += in_flight * stride) {
-      Vector values[in_flight];
-#pragma unroll
-      for (int j = 0; j < in_flight; ++j) {
-        if (i + j * stride < block_elements) { values[j] = Vector::load(from + i + j * stride); }
-      }
-#pragma unroll
-      for (int j = 0; j < in_flight; ++j) {
-        if (i + j * stride < block_elements) { values[j].store(to + i + j * stride); }
-      }
-    }
+    detail::move_block(p.to_host ? host : device, p.to_host ? device : host, block_elements);
   }
 }
 
