@@ -1,8 +1,12 @@
 /// Every allocation of host memory in turn fails, in add and in schedule: nothing is lost and nothing is half done.
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/fair_share_order.hpp>
+#include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/publish.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
 
@@ -52,19 +56,28 @@ std::vector<Sequence> some_sequences() {
     seqs[i].tokens.assign(3 + 4 * i, static_cast<TokenId>(i % 2));
     seqs[i].tokens.reserve(64);
     seqs[i].max_total_tokens = seqs[i].num_tokens() + 8;
+    seqs[i].priority = -static_cast<std::int32_t>(i);  // the last displaces
+    seqs[i].user = i / 2;
   }
   return seqs;
 }
+
+template <class S, class A>
+struct Over {
+  using Scheduler = S;
+  using Allocator = A;
+};
 
 constexpr SchedulerOptions options{.max_num_seqs = 4, .max_num_batched_tokens = 16, .block_size = 4};
 
 }  // namespace
 
-TEST_CASE("a sequence whose addition runs out of memory is not there", "[sched][host]") {
+TEMPLATE_TEST_CASE("a sequence whose addition runs out of memory is not there", "[sched][host]", PrefillFirstScheduler,
+                   TokenBudgetScheduler<>, TokenBudgetScheduler<FairShareOrder>, TokenBudgetScheduler<LongestPrefixOrder>) {
   bool failed = true;
   for (std::int64_t n = 0; failed; ++n) {
     REQUIRE(n < 100);
-    PrefillFirstScheduler scheduler(options);
+    TestType scheduler(options);
     std::vector<Sequence> seqs = some_sequences();
     scheduler.add(seqs[0]);
     failed = fails_at(n, [&] { scheduler.add(seqs[1]); });
@@ -72,17 +85,23 @@ TEST_CASE("a sequence whose addition runs out of memory is not there", "[sched][
     scheduler.remove(seqs[1]);
     CHECK(scheduler.num_waiting() == 1);
     CHECK((failed || n > 0));
+    scheduler.add(seqs[1]);
+    CHECK(scheduler.num_waiting() == 2);
   }
 }
 
-TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was or plans less", "[sched][host]", FreeListAllocator,
-                   PrefixCacheAllocator) {
+TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was or plans less", "[sched][host]",
+                   (Over<PrefillFirstScheduler, FreeListAllocator>), (Over<PrefillFirstScheduler, PrefixCacheAllocator>),
+                   (Over<TokenBudgetScheduler<>, FreeListAllocator>), (Over<TokenBudgetScheduler<>, PrefixCacheAllocator>),
+                   (Over<TokenBudgetScheduler<PriorityOrder>, PrefixCacheAllocator>),
+                   (Over<TokenBudgetScheduler<FairShareOrder>, FreeListAllocator>),
+                   (Over<TokenBudgetScheduler<LongestPrefixOrder>, PrefixCacheAllocator>)) {
   // The allocation that fails is the n-th of all the steps of a run, preemptions included.
   bool any_thrown = false, any_in_time = true;
   for (std::int64_t n = 0; any_in_time; ++n) {
     REQUIRE(n < 1000);
-    TestType allocator({.num_blocks = 10, .block_size = 4});
-    PrefillFirstScheduler scheduler(options);
+    typename TestType::Allocator allocator({.num_blocks = 10, .block_size = 4});
+    typename TestType::Scheduler scheduler(options);
     std::vector<Sequence> seqs = some_sequences();
     for (Sequence& seq : seqs) { scheduler.add(seq); }
     ScheduledBatch batch;

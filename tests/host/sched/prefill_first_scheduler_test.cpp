@@ -1,3 +1,5 @@
+#include "support/scheduler_plan.hpp"
+
 #include <nvl/core/error.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
@@ -19,30 +21,6 @@ namespace {
 
 template <class A>
 using Harness = testing::SchedulerHarness<PrefillFirstScheduler, A>;
-
-std::vector<TokenId> prompt(std::size_t length, TokenId token = 1) { return std::vector<TokenId>(length, token); }
-
-/// (sequence, number of tokens) of each entry of the last step
-using Plan = std::vector<std::pair<std::uint64_t, std::int32_t>>;
-template <class H>
-Plan plan_of(const H& harness) {
-  Plan plan;
-  for (const ScheduledSeq& entry : harness.batch().seqs) { plan.emplace_back(index_of(entry.seq->id), entry.num_tokens); }
-  return plan;
-}
-
-template <class H>
-Plan next(H& harness) {
-  harness.step();
-  return plan_of(harness);
-}
-
-template <class H>
-std::vector<std::uint64_t> preempted(const H& harness) {
-  std::vector<std::uint64_t> ids;
-  for (const Sequence* seq : harness.batch().preempted) { ids.push_back(index_of(seq->id)); }
-  return ids;
-}
 
 constexpr SchedulerOptions small{.max_num_seqs = 3, .max_num_batched_tokens = 8, .block_size = 4};
 
