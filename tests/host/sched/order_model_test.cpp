@@ -1,0 +1,45 @@
+/// Every order over each allocator that it works with, in any sequence of operations.
+#include "support/colliding_hash.hpp"
+#include "support/scheduler_model.hpp"
+
+#include <nvl/kv/free_list_allocator.hpp>
+#include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/fair_share_order.hpp>
+#include <nvl/sched/longest_prefix_order.hpp>
+#include <nvl/sched/priority_order.hpp>
+#include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <cstdint>
+
+using namespace nvl;
+
+namespace {
+
+template <class O, class A>
+struct Over {
+  using Scheduler = TokenBudgetScheduler<O>;
+  using Allocator = A;
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a mixed scheduler keeps every invariant in any sequence of operations", "[sched][host][slow]",
+                   (Over<FcfsOrder, FreeListAllocator>), (Over<FcfsOrder, FourBitCache>),
+                   (Over<PriorityOrder, FreeListAllocator>), (Over<PriorityOrder, PrefixCacheAllocator>),
+                   (Over<ShortestWorkOrder, FreeListAllocator>), (Over<ShortestWorkOrder, PrefixCacheAllocator>),
+                   (Over<FairShareOrder, FreeListAllocator>), (Over<FairShareOrder, PrefixCacheAllocator>),
+                   (Over<LongestPrefixOrder, PrefixCacheAllocator>), (Over<LongestPrefixOrder, FourBitCache>)) {
+  using Allocator = typename TestType::Allocator;
+  const ModelTotals totals = check_random_requests<typename TestType::Scheduler, Allocator>("mixed", 100);
+  // A run in which nothing happened proves nothing.
+  CHECK(totals.operations >= 70'000);
+  CHECK(totals.preemptions > 1000);
+  CHECK(totals.chunks > 1000);
+  CHECK(totals.finished > 1000);
+  CHECK(totals.forks > 1000);
+  if (PrefixCachingAllocator<Allocator>) { CHECK(totals.cached_tokens > 10'000); }
+}
