@@ -7,6 +7,8 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/swap_preemption.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
 #include <nvl/testing/check_kv_transfer.hpp>
@@ -261,6 +263,51 @@ struct ForksPastTheLimit : PrefillFirstScheduler {
   }
 };
 
+// Preemptions
+
+struct FreesBlocksThatLeave : SwapPreemption {
+  using SwapPreemption::SwapPreemption;
+  template <class A>
+  bool try_swap_out(Sequence& seq, A& allocator, ScheduledBatch& batch) noexcept {
+    const bool ok = SwapPreemption::try_swap_out(seq, allocator, batch);
+    if (ok) {
+      allocator.release(seq.block_table);
+      seq.block_table.clear();
+    }
+    return ok;
+  }
+};
+
+struct RunsBeforeItsBlocksAreThere : SwapPreemption {
+  using SwapPreemption::SwapPreemption;
+  template <class A>
+  bool try_resume(Sequence& seq, A& allocator, ScheduledBatch& batch, std::uint32_t reserve) noexcept {
+    const bool ok = SwapPreemption::try_resume(seq, allocator, batch, reserve);
+    if (ok) { seq.status = SeqStatus::running; }
+    return ok;
+  }
+};
+
+struct ForgetsABlock : SwapPreemption {
+  using SwapPreemption::SwapPreemption;
+  template <class A>
+  bool try_resume(Sequence& seq, A& allocator, ScheduledBatch& batch, std::uint32_t reserve) noexcept {
+    const bool ok = SwapPreemption::try_resume(seq, allocator, batch, reserve);
+    if (!batch.swap_in.empty()) { batch.swap_in.pop_back(); }
+    return ok;
+  }
+};
+
+struct KeepsHostBlocks : SwapPreemption {
+  using SwapPreemption::SwapPreemption;
+  template <class A>
+  bool try_resume(Sequence& seq, A& allocator, ScheduledBatch& batch, std::uint32_t reserve) noexcept {
+    const bool ok = SwapPreemption::try_resume(seq, allocator, batch, reserve);
+    if (ok) { seq.host_table.clear(); }
+    return ok;
+  }
+};
+
 struct ForgetsToRemove : PrefillFirstScheduler {
   using PrefillFirstScheduler::PrefillFirstScheduler;
   void remove(Sequence& seq) {
@@ -432,6 +479,11 @@ TEMPLATE_TEST_CASE("the suite reports a scheduler that breaks a promise", "[conf
 TEMPLATE_TEST_CASE("the suite reports a scheduler that breaks a promise about forks", "[conformance][host]", Spoiled<LosesCopies>,
                    Spoiled<CopiesTheWrongBlock>, Spoiled<WritesToSharedBlocks>, DropsForks, ForksPastTheLimit) {
   CHECK_FALSE(testing::check_scheduler_policy<TestType, PrefixCacheAllocator>().empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a preemption that breaks a promise", "[conformance][host]", FreesBlocksThatLeave,
+                   RunsBeforeItsBlocksAreThere, ForgetsABlock, KeepsHostBlocks) {
+  CHECK_FALSE(testing::check_scheduler_policy<TokenBudgetScheduler<FcfsOrder, TestType>, FreeListAllocator>().empty());
 }
 
 TEMPLATE_TEST_CASE("the suite reports an attention backend that breaks a promise", "[conformance][host]",

@@ -9,6 +9,7 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
@@ -43,6 +44,11 @@ TEMPLATE_TEST_CASE("PrefillFirstScheduler keeps the promises of SchedulerPolicy"
 TEMPLATE_TEST_CASE("TokenBudgetScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
                    PrefixCacheAllocator, FourBitCache) {
   CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<>, TestType>().text() == "");
+}
+
+TEMPLATE_TEST_CASE("swapping keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
+                   PrefixCacheAllocator, FourBitCache) {
+  CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, TestType>().text() == "");
 }
 
 TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "[conformance][host]", CpuPagedAttention<float>,

@@ -89,8 +89,8 @@ struct StepInput {
   std::span<TokenId> banned;              // flat
   std::span<TokenId> history;             // flat
   std::span<BlockCopy> copies;            // done before anything else of the step
-  std::span<BlockTransfer> swap_out;      // device to host, beside the step; no block is written twice
-  std::span<BlockTransfer> swap_in;       // host to device, likewise
+  std::span<BlockTransfer> swap_out;      // device to host, beside the step
+  std::span<BlockTransfer> swap_in;       // host to device, likewise; what a transfer writes is in no other one
   std::int32_t max_blocks_per_seq = 0;    // B
   std::int32_t min_query_len = 0;         // [tokens] of the sequence with the fewest to compute, and of that with the most
   std::int32_t max_query_len = 0;

@@ -351,7 +351,7 @@ class ActiveRequests {
 
   void retire(ChoiceState& choice, FinishReason reason) {
     leave_scheduler(choice);
-    release_blocks(choice, allocator_);
+    release_all_blocks(choice, allocator_);
     choice.tokens.resize(choice.tokens.size() - static_cast<std::size_t>(choice.num_pending));
     choice.num_pending = 0;
     choice.status = SeqStatus::finished;

@@ -29,6 +29,21 @@ void release_blocks(Sequence& seq, A& allocator) noexcept {
   seq.published_prefix = seq.prefix_root;
 }
 
+/// Gives up the host blocks of `seq`, if it has any.
+template <BlockAllocator A>
+void release_host_blocks(Sequence& seq, A& allocator) noexcept {
+  if constexpr (TieredAllocator<A>) { allocator.release_host(seq.host_table); }
+  seq.host_table.clear();
+}
+
+/// Gives up all that `seq` owns, on the device and in host memory, in whatever state it is, also while a transfer moves it: who
+/// gets the blocks next touches them in a step that waits for that transfer.
+template <BlockAllocator A>
+void release_all_blocks(Sequence& seq, A& allocator) noexcept {
+  release_blocks(seq, allocator);
+  release_host_blocks(seq, allocator);
+}
+
 namespace detail {
 
 /// Of the blocks of `seq`, those that the computation of its tokens [num_computed, num_tokens) writes to.
@@ -180,12 +195,14 @@ void extend_hit(Sequence& seq, A& allocator, std::int32_t block_size, ScheduledB
     // The last token is always computed.
     const auto rest = std::span<const TokenId>(seq.tokens).first(seq.tokens.size() - 1).subspan(first * size);
     if constexpr (TieredPrefixCache<A>) {
-      const std::size_t longest = rest.size() / size;
+      const std::size_t longest =
+          std::min(rest.size() / size,
+                   allocator.num_host_blocks() - std::min<std::size_t>(allocator.num_host_blocks(), batch.swap_in.size()));
       if (allocator.num_host_blocks() > 0 && longest > 0 && detail::has_memory_for([&] {
             seq.host_table.reserve(longest);
             batch.swap_in.reserve(batch.swap_in.size() + longest);
           })) {
-        allocator.match_host(seq.published_prefix, rest, seq.host_table);
+        allocator.match_host(seq.published_prefix, rest.first(longest * size), seq.host_table);
         for (std::size_t i = 0; i < seq.host_table.size(); ++i) {
           batch.swap_in.push_back({.device = seq.block_table[first + i], .host = seq.host_table[i]});
         }

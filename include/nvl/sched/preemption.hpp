@@ -54,6 +54,23 @@ concept Preemption = std::movable<P> && std::constructible_from<P, const Schedul
                      detail::preemption::has_begin_step<P, A> && detail::preemption::has_preempt<P, A> &&
                      detail::preemption::has_try_resume<P, A> && detail::preemption::has_remove<P>;
 
+/// Refinement: looks ahead, so that blocks are free when they are needed, and nobody comes back only to leave again.
+///
+/// | expression                      | returns      | meaning                                                                    |
+/// |---------------------------------|--------------|----------------------------------------------------------------------------|
+/// | `cp.steps_ahead()`              | std::int32_t | noexcept; [steps] after the one that is planned for which the free blocks  |
+/// |                                 |              | have to last; if they do not, the last of the line leaves early            |
+/// | `cp.steps_after_resume()`       | std::int32_t | noexcept; [steps] for which they have to last when a swapped one is back   |
+/// | `p.try_swap_out(seq, a, batch)` | bool         | noexcept; as `preempt` with false; or false: nothing changed, to leave     |
+/// |                                 |              | early would gain nothing                                                   |
+template <class P, class A>
+concept ForesightedPreemption =
+    Preemption<P, A> && requires(P p, const P& cp, Sequence& seq, A& allocator, ScheduledBatch& batch) {
+      { cp.steps_ahead() } noexcept -> std::same_as<std::int32_t>;
+      { cp.steps_after_resume() } noexcept -> std::same_as<std::int32_t>;
+      { p.try_swap_out(seq, allocator, batch) } noexcept -> std::same_as<bool>;
+    };
+
 /// The least Preemption. Declared, not defined.
 struct PreemptionArchetype {
   explicit PreemptionArchetype(const SchedulerOptions&);
@@ -82,6 +99,10 @@ consteval bool require_preemption() {
                 "nvl: a Preemption needs `bool try_resume(Sequence&, Allocator&, ScheduledBatch&, std::uint32_t) noexcept` for "
                 "this allocator");
   static_assert(has::has_remove<P>, "nvl: a Preemption needs `void remove(Sequence&) noexcept`");
+  static_assert(
+      !requires(const P& p) { p.steps_ahead(); } || ForesightedPreemption<P, A>,
+      "nvl: the preemption has `steps_ahead` but is no ForesightedPreemption: compare with the table in "
+      "nvl/sched/preemption.hpp");
   return true;
 }
 static_assert(require_preemption<PreemptionArchetype>());

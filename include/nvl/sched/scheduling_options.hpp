@@ -5,6 +5,7 @@
 #include <nvl/core/error.hpp>
 
 #include <cstdint>
+#include <string>
 
 namespace nvl::inline NVL_ABI {
 
@@ -19,6 +20,10 @@ struct SchedulingOptions {
 
   // What runs beside a step
   std::int32_t max_demotions = 32;  // [blocks] of the prefix cache that are copied to host memory beside one step
+
+  // When sequences are swapped (SwapPreemption, CostPreemption)
+  std::int32_t swap_out_steps = 1;  // victims leave as soon as free blocks do not last for so many steps after this one
+  std::int32_t swap_in_steps = 32;  // one comes back when they then last for so many steps of all that run
 
   // What the orders weigh
   std::int32_t priority_aging_steps = 256;    // waiting so many steps is worth one level of Sequence::priority
@@ -40,6 +45,9 @@ inline void validate(const SchedulingOptions& options) {
   NVL_EXPECTS(options.max_long_partial_prefills == 0 || options.long_prefill_token_threshold > 0, "max_long_partial_prefills",
               options.max_long_partial_prefills, "0 unless long_prefill_token_threshold says what is long");
   not_negative("max_demotions", options.max_demotions);
+  not_negative("swap_out_steps", options.swap_out_steps);
+  NVL_EXPECTS(options.swap_in_steps >= options.swap_out_steps, "swap_in_steps", options.swap_in_steps,
+              "at least swap_out_steps (" + std::to_string(options.swap_out_steps) + "): who comes back would leave at once");
   positive("priority_aging_steps", options.priority_aging_steps);
   not_negative("prompt_token_cost", options.prompt_token_cost);
   positive("output_token_cost", options.output_token_cost);

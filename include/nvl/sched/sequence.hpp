@@ -40,7 +40,7 @@ struct Sequence {
   std::int32_t num_computed =
       0;  // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
   std::vector<BlockId> block_table;     // physical block of each logical block
-  std::vector<HostBlockId> host_table;  // host block of each logical block of a swapped sequence; else empty
+  std::vector<HostBlockId> host_table;  // host block of each logical block, of a swapped or loading sequence; else empty
   SeqStatus status = SeqStatus::waiting;
   FinishReason finish_reason = FinishReason::none;
   std::int32_t priority = 0;    // lower is served first, by policies that look

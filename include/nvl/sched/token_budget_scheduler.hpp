@@ -96,6 +96,7 @@ class TokenBudgetScheduler {
     if (any_loading_) { end_loading(); }
     Step step;
     if constexpr (DisplacingOrder<Order_>) { step.urgent = displace(allocator, batch); }
+    if constexpr (ForesightedPreemption<Preemption_, A>) { swap_out_early(step, allocator, batch); }
     plan_decodes(step, allocator, batch);
     plan_prompts(step, allocator, batch);
     finish_plan(allocator, batch, static_cast<std::size_t>(options_.scheduling.max_demotions));
@@ -231,6 +232,31 @@ class TokenBudgetScheduler {
     return line_.size() < before ? next : nullptr;
   }
 
+  /// [blocks] that those who run take in this step and the `num_steps` after it
+  template <BlockAllocator A>
+  std::size_t growth_in(std::int32_t num_steps, const A& allocator) const noexcept {
+    std::size_t growth = 0;
+    for (const Runner& runner : line_) {
+      const std::int32_t num_tokens = runner.seq->num_tokens();
+      const std::int32_t longest = std::max(num_tokens, runner.seq->max_total_tokens - 1);  // the last token is never stored
+      const std::int32_t after = num_steps < longest - num_tokens ? num_tokens + num_steps : longest;
+      growth += missing_blocks(*runner.seq, allocator, after, options_.block_size);
+    }
+    return growth;
+  }
+
+  /// Victims whose blocks come free with the next step leave before those who run have to wait for them.
+  template <BlockAllocator A>
+  void swap_out_early(Step& step, A& allocator, ScheduledBatch& batch) noexcept {
+    while (line_.size() > 1 && growth_in(preemption_.steps_ahead(), allocator) > allocator.num_free() + step.blocks_to_come) {
+      const Runner victim = line_.back();
+      if (!preemption_.try_swap_out(*victim.seq, allocator, batch)) { return; }
+      step.blocks_to_come += victim.seq->block_table.size();
+      line_.pop_back();
+      order_.put_back(*victim.ticket);
+    }
+  }
+
   template <BlockAllocator A>
   void plan_decodes(Step& step, A& allocator, ScheduledBatch& batch) {
     for (std::size_t i = 0; i < line_.size(); ++i) {
@@ -330,8 +356,15 @@ class TokenBudgetScheduler {
         step.num_partial >= or_any(options_.scheduling.max_num_partial_prefills)) {
       return Admission::blocked;
     }
-    const std::uint32_t num_reserved = alone ? 0 : reserve(allocator);
     const bool is_resumed = seq.status == SeqStatus::swapped;
+    std::uint32_t num_reserved = alone ? 0 : reserve(allocator);
+    if constexpr (ForesightedPreemption<Preemption_, A>) {
+      if (is_resumed && !alone) {
+        const std::int32_t num_steps = preemption_.steps_after_resume();
+        const std::size_t growth = growth_in(num_steps, allocator) + blocks_for(num_steps, options_.block_size);
+        num_reserved = std::max(num_reserved, static_cast<std::uint32_t>(growth));
+      }
+    }
     if (!(is_resumed ? preemption_.try_resume(seq, allocator, batch, num_reserved)
                      : try_admit(seq, allocator, options_.block_size, num_reserved))) {
       blocked_ = &seq;

@@ -276,7 +276,8 @@ class SchedulerHarness {
                     "a transfer of a block that is out of range")) {
           return;
         }
-        expect(moving.insert(index_of(transfer.device)).second, "a block is in two transfers of one step");
+        const bool is_unmoved = moving.insert(index_of(transfer.device)).second;
+        expect(is_unmoved || list == &batch_.swap_out, "a block is written and in another transfer of one step");
         const bool is_new = !host_written.contains(index_of(transfer.host));
         if (list == &batch_.swap_out) { host_written.insert(index_of(transfer.host)); }
         expect(is_new, "a host block is written and in another transfer of one step");
@@ -284,6 +285,8 @@ class SchedulerHarness {
     }
     for (const BlockCopy& copy : batch_.copies) {
       expect(!moving.contains(index_of(copy.to)), "a block is copied to and moved in one step");
+      const auto comes_in = [&](const BlockTransfer& in) { return in.device == copy.from; };
+      expect(std::ranges::none_of(batch_.swap_in, comes_in), "a block is copied and written by a transfer in one step");
     }
     for (const ScheduledSeq& entry : batch_.seqs) {
       const std::int32_t last = entry.first_position + entry.num_tokens - 1;
@@ -451,7 +454,7 @@ class SchedulerHarness {
   void end(std::size_t which) {
     Simulated& seq = *live_[which];
     scheduler_.remove(seq);
-    release_blocks(seq, allocator_);
+    release_all_blocks(seq, allocator_);
     seq.status = SeqStatus::finished;
     ended_.push_back(std::move(live_[which]));  // the batch may still point at it
     if (ended_.size() > 4096) { ended_.erase(ended_.begin(), ended_.begin() + 2048); }
@@ -469,8 +472,9 @@ class SchedulerHarness {
       num_running += runs ? 1 : 0;
       expect(!runs || !seq->block_table.empty(), name(*seq) + " runs without blocks");
       expect(runs || seq->status == SeqStatus::swapped || seq->block_table.empty(), name(*seq) + " does not run and has blocks");
-      expect((seq->status == SeqStatus::swapped) == !seq->host_table.empty() || seq->num_computed == 0,
-             name(*seq) + " has host blocks and is not swapped, or none and is");
+      expect(seq->status == SeqStatus::swapped ? !seq->host_table.empty() || seq->num_computed == 0
+                                               : seq->status == SeqStatus::loading || seq->host_table.empty(),
+             name(*seq) + " has host blocks and is neither swapped nor loading, or has none and is swapped");
       for (const HostBlockId id : seq->host_table) {
         expect(host_owned.insert(index_of(id)).second, "host block " + std::to_string(index_of(id)) + " has two owners");
       }
@@ -495,8 +499,8 @@ class SchedulerHarness {
     expect(allocator_.num_free() == unowned, "num_free is " + std::to_string(allocator_.num_free()) + ", " +
                                                  std::to_string(unowned) + " blocks are in no block table");
     if constexpr (TieredAllocator<A>) {
-      expect(allocator_.num_host_blocks() - allocator_.num_free_host() >= host_owned.size(),
-             "host blocks of a swapped sequence are free");
+      expect(allocator_.num_host_blocks() - allocator_.num_free_host() == host_owned.size(),
+             "host blocks of a sequence are free, or others are not");
     }
     const std::uint32_t running = scheduler_.num_running(), waiting = scheduler_.num_waiting();
     expect(running + waiting == live_.size(), std::to_string(running) + " running and " + std::to_string(waiting) +
