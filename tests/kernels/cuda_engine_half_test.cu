@@ -51,6 +51,20 @@ TEMPLATE_TEST_CASE("in 16 bits a GPU engine chooses what the float CPU engine do
   check_teacher_forced<TestType>(gpu);
 }
 
+TEMPLATE_TEST_CASE("in 16 bits a small engine and a batch-invariant one give all their tokens", "[engine][gpu][sanitize]", bf16,
+                   fp16) {
+  require_device();
+  const std::vector<Request> requests = varied_requests(6);
+  TinyCudaEngine<TestType> gpu(cuda_tiny_config(), cuda_tiny_weights(), small_cuda_options());
+  TinyCudaEngine<TestType, batch_invariant> invariant(cuda_tiny_config(), cuda_tiny_weights(), small_cuda_options());
+  const auto fast = gpu.generate(requests), same = invariant.generate(requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const auto max_tokens = static_cast<std::size_t>(requests[i].sampling.max_tokens);
+    CHECK(fast[i].output_ids.size() == max_tokens);
+    CHECK(same[i].output_ids.size() == max_tokens);
+  }
+}
+
 TEMPLATE_TEST_CASE("a batch-invariant engine gives the same bits in any batch, chunk and cache state", "[engine][gpu]", bf16,
                    fp16) {
   require_device();

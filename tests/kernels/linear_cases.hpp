@@ -37,6 +37,11 @@ inline std::vector<LinearShape> odd_linear_shapes() {
   return shapes;
 }
 
+/// A few of these, for tools that are slow.
+inline std::vector<LinearShape> few_linear_shapes() {
+  return {{1, 72, 200}, {9, 133, 64}, {17, 65, 136}, {63, 200, 1536}, {65, 97, 264}, {130, 260, 520}};
+}
+
 /// A weight matrix of a model, timed for each number of tokens.
 struct LayerShape {
   std::string_view model, name;

@@ -65,9 +65,10 @@ constexpr double bound(std::size_t size) {
 }
 
 template <class T, class Out, class Linears>
-void check_shapes(Linears& linear) {
-  for (const std::int32_t rows : {1, 2, 8, 9, 31, 64, 65, 130}) {
-    for (const auto& [n, k] : {std::pair{8, 8}, {72, 64}, {192, 576}, {520, 264}, {64, 3072}}) {
+void check_shapes(Linears& linear, const std::vector<std::int32_t>& row_counts,
+                  const std::vector<std::pair<std::int32_t, std::int32_t>>& weights) {
+  for (const std::int32_t rows : row_counts) {
+    for (const auto& [n, k] : weights) {
       for (const bool with_bias : {false, true}) {
         if (with_bias && !std::is_same_v<T, Out>) { continue; }
         CAPTURE(rows, n, k, with_bias);
@@ -98,10 +99,23 @@ TEMPLATE_TEST_CASE("Linear layers of every number of rows agree with the oracle"
   nvl_test::require_device();
   using T = std::tuple_element_t<0, TestType>;
   using Out = std::tuple_element_t<1, TestType>;
+  const std::vector<std::int32_t> row_counts{1, 2, 8, 9, 31, 64, 65, 130};
+  const std::vector<std::pair<std::int32_t, std::int32_t>> weights{{8, 8}, {72, 64}, {192, 576}, {520, 264}, {64, 3072}};
   WithWorkspace<> fastest;
-  check_shapes<T, Out>(fastest.linear);
+  check_shapes<T, Out>(fastest.linear, row_counts, weights);
   WithWorkspace<true> batch_invariant;
-  check_shapes<T, Out>(batch_invariant.linear);
+  check_shapes<T, Out>(batch_invariant.linear, row_counts, weights);
+}
+
+TEST_CASE("Linear layers of a few shapes agree with the oracle", "[kernel][gpu][sanitize]") {
+  nvl_test::require_device();
+  const std::vector<std::int32_t> row_counts{1, 9, 65};
+  const std::vector<std::pair<std::int32_t, std::int32_t>> weights{{72, 64}, {520, 264}, {64, 1536}};
+  WithWorkspace<> fastest;
+  check_shapes<bf16, bf16>(fastest.linear, row_counts, weights);
+  check_shapes<float, float>(fastest.linear, row_counts, weights);
+  WithWorkspace<true> batch_invariant;
+  check_shapes<fp16, float>(batch_invariant.linear, row_counts, weights);
 }
 
 TEMPLATE_TEST_CASE("A batch-invariant row has the same bits whatever rows are beside it", "[kernel][gpu]", bf16, fp16, float) {
@@ -188,7 +202,7 @@ TEST_CASE("A search ends when its time is over and leaves out what does not fit"
   CHECK(some.num_tuned == 1);
 }
 
-TEST_CASE("A cache file that is damaged or of another kind changes nothing", "[kernel][gpu]") {
+TEST_CASE("A cache file that is damaged or of another kind changes nothing", "[kernel][gpu][sanitize]") {
   nvl_test::require_device();
   WithWorkspace<> fixture;
   const nvl_test::TempDir folder;

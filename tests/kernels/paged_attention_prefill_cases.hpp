@@ -68,6 +68,21 @@ inline std::vector<PrefillCase> prefill_test_cases(std::int32_t head_dim) {
   };
 }
 
+/// Few and small ones that take every way through the kernels, for tools that are slow.
+inline std::vector<PrefillCase> small_prefill_cases(std::int32_t head_dim) {
+  const std::int32_t d = head_dim;
+  const std::vector<PrefillSequence> sequences = {{3, 0}, {65, 65}, {1, 0}, {17, 33}, {0, 40}, {129, 190}, {2, 257}, {1, 0}};
+  return {{.name = "small, GQA 3", .sequences = sequences, .num_q_heads = 3, .head_dim = d, .padding_tokens = 9},
+          {.name = "small, blocks of 64, window",
+           .sequences = sequences,
+           .num_q_heads = 2,
+           .head_dim = d,
+           .block_size = 64,
+           .window = 50,
+           .device_block_stride = true},
+          {.name = "small, soft-cap", .sequences = sequences, .head_dim = d, .softcap = 2.0f, .min_query_len = 3}};
+}
+
 /// The peers' table: 16,384 tokens in all, heads 32/8 or 16/8. FlashAttention 3 on an H200, K and V in pages of 16 (µs).
 struct PrefillBenchCase {
   PrefillCase shape;

@@ -57,6 +57,13 @@ TEMPLATE_TEST_CASE("prefill attention equals the oracle at every head dim", "[ke
   }
 }
 
+TEMPLATE_TEST_CASE("prefill attention of small steps equals the oracle", "[kernel][gpu][sanitize]", nvl::bf16, float) {
+  nvl_test::require_device();
+  for (const std::int32_t head_dim : {64, 80, 128, 256}) {
+    for (const PrefillCase& shape : nvl_test::small_prefill_cases(head_dim)) { check<TestType>(shape, 50); }
+  }
+}
+
 TEST_CASE("prefill attention without Hopper's instructions equals the oracle too", "[kernel][gpu]") {
   nvl_test::require_device();
   for (const PrefillCase& shape : nvl_test::prefill_test_cases(128)) {
@@ -98,7 +105,7 @@ TEST_CASE("prefill attention does not depend on how a prompt is cut into chunks"
   for (std::size_t i = 0; i < alone.size(); ++i) { REQUIRE(alone[i].bits == together[i].bits); }
 }
 
-TEST_CASE("prefill attention of no tokens launches nothing", "[kernel][gpu]") {
+TEST_CASE("prefill attention of no tokens launches nothing", "[kernel][gpu][sanitize]") {
   nvl_test::require_device();
   PrefillProblem<nvl::bf16> problem({.sequences = {{1, 1}}});
   auto params = problem.params();
@@ -111,7 +118,8 @@ TEST_CASE("prefill attention of no tokens launches nothing", "[kernel][gpu]") {
   CHECK(problem.check().unwritten == 128 * 2);
 }
 
-TEMPLATE_TEST_CASE("prefill attention of nothing but padding leaves every row as it is", "[kernel][gpu]", nvl::bf16, float) {
+TEMPLATE_TEST_CASE("prefill attention of nothing but padding leaves every row as it is", "[kernel][gpu][sanitize]", nvl::bf16,
+                   float) {
   nvl_test::require_device();
   PrefillProblem<TestType> problem({.sequences = {{1, 0}, {1, 0}, {0, 0}, {5, 0}}, .padding_tokens = 3});
   for (int layer = 0; layer < 2; ++layer) { run(problem); }

@@ -166,12 +166,12 @@ int check_batch(const Batch<T>& batch, bool general, const std::vector<std::stri
 }
 
 template <class T>
-void check_all_settings() {
+void check_all_settings(std::span<const int> vocabs = nvl_test::sampling_vocabs, int num_kinds = nvl_test::num_logit_kinds) {
   nvl_test::require_device();
   const std::vector<SamplingSetting> settings = nvl_test::sampling_settings();
   int num_different = 0, num_checked = 0;
-  for (const int vocab : nvl_test::sampling_vocabs) {
-    for (int kind = 0; kind < nvl_test::num_logit_kinds; ++kind) {
+  for (const int vocab : vocabs) {
+    for (int kind = 0; kind < num_kinds; ++kind) {
       if (vocab > 2000 && kind % 2 == 1 && kind != 1 && kind != 3) { continue; }
       Batch<T> general(vocab), plain(vocab);
       std::vector<std::string> names, plain_names;
@@ -215,6 +215,12 @@ double chi_square_limit(double freedom) {
 TEST_CASE("tokens and log-probabilities are those of the CPU, bf16", "[kernel][sampling]") { check_all_settings<bf16>(); }
 TEST_CASE("tokens and log-probabilities are those of the CPU, fp16", "[kernel][sampling]") { check_all_settings<fp16>(); }
 TEST_CASE("tokens and log-probabilities are those of the CPU, float", "[kernel][sampling]") { check_all_settings<float>(); }
+
+TEST_CASE("tokens and log-probabilities of small vocabularies are those of the CPU", "[kernel][sampling][sanitize]") {
+  constexpr int vocabs[] = {7, 1025, 20000};
+  check_all_settings<bf16>(vocabs, 2);
+  check_all_settings<float>(vocabs, 2);
+}
 
 TEST_CASE("rows that no vector access fits", "[kernel][sampling]") {
   nvl_test::require_device();
@@ -358,7 +364,7 @@ TEST_CASE("rows with a NaN or an infinity, or all banned, are not finite", "[ker
   }
 }
 
-TEST_CASE("ids outside the vocabulary have no logit to change", "[kernel][sampling]") {
+TEST_CASE("ids outside the vocabulary have no logit to change", "[kernel][sampling][sanitize]") {
   nvl_test::require_device();
   Batch<float> batch(100);
   SamplingRow row = drawn_row();

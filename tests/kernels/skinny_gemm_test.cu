@@ -23,15 +23,10 @@ using nvl::kernels::SkinnyGemmTraits;
 using nvl_test::LinearProblem;
 using nvl_test::LinearShape;
 
-}  // namespace
-
-TEMPLATE_TEST_CASE("The skinny GEMM agrees with the oracle at odd shapes, with and without bias", "[kernel][gpu]",
-                   (std::tuple<bf16, bf16>), (std::tuple<fp16, fp16>), (std::tuple<bf16, float>), (std::tuple<float, float>)) {
-  nvl_test::require_device();
-  using T = std::tuple_element_t<0, TestType>;
-  using Out = std::tuple_element_t<1, TestType>;
+template <class T, class Out>
+void check_shapes(const std::vector<LinearShape>& shapes) {
   bool with_bias = false;
-  for (const LinearShape& shape : nvl_test::odd_linear_shapes()) {
+  for (const LinearShape& shape : shapes) {
     with_bias = !with_bias;
     LinearProblem<T, Out> problem(shape, with_bias);
     for (const bool fixed_order : {false, true}) {
@@ -44,20 +39,44 @@ TEMPLATE_TEST_CASE("The skinny GEMM agrees with the oracle at odd shapes, with a
   }
 }
 
+template <SkinnyGemmTile tile>
+void check_tile(const std::vector<LinearShape>& shapes) {
+  for (const LinearShape& shape : shapes) {
+    if (std::int64_t{shape.num_rows} * shape.out_features * shape.in_features > 20'000'000) { continue; }
+    CAPTURE(shape.num_rows, shape.out_features, shape.in_features, tile.rows, tile.tokens, tile.splits);
+    LinearProblem<bf16, float> problem(shape, false);
+    launch_skinny_gemm_with<SkinnyGemmTraits<bf16, float, tile>>(problem.params(), nullptr);
+    CHECK(problem.error() <= problem.bound());
+    CHECK(!problem.wrote_past_the_end());
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("The skinny GEMM agrees with the oracle at odd shapes, with and without bias", "[kernel][gpu]",
+                   (std::tuple<bf16, bf16>), (std::tuple<fp16, fp16>), (std::tuple<bf16, float>), (std::tuple<float, float>)) {
+  nvl_test::require_device();
+  check_shapes<std::tuple_element_t<0, TestType>, std::tuple_element_t<1, TestType>>(nvl_test::odd_linear_shapes());
+}
+
 TEMPLATE_TEST_CASE_SIG("Every kind of tile of the wide kernel agrees with the oracle", "[kernel][gpu]",
                        ((int rows, int tokens, int stages, int splits), rows, tokens, stages, splits), (64, 16, 3, 1),
                        (64, 80, 3, 2), (128, 96, 2, 1), (192, 32, 2, 4), (128, 112, 4, 8), (64, 160, 2, 1), (128, 256, 2, 2)) {
   nvl_test::require_device();
   if (!nvl::kernels::detail::gemm::is_hopper()) { SKIP("needs sm_90"); }
-  for (const LinearShape& shape : nvl_test::odd_linear_shapes()) {
-    if (std::int64_t{shape.num_rows} * shape.out_features * shape.in_features > 20'000'000) { continue; }
-    CAPTURE(shape.num_rows, shape.out_features, shape.in_features);
-    LinearProblem<bf16, float> problem(shape, false);
-    constexpr SkinnyGemmTile tile{.rows = rows, .tokens = tokens, .stages = stages, .splits = splits};
-    launch_skinny_gemm_with<SkinnyGemmTraits<bf16, float, tile>>(problem.params(), nullptr);
-    CHECK(problem.error() <= problem.bound());
-    CHECK(!problem.wrote_past_the_end());
-  }
+  check_tile<SkinnyGemmTile{.rows = rows, .tokens = tokens, .stages = stages, .splits = splits}>(nvl_test::odd_linear_shapes());
+}
+
+TEST_CASE("The skinny GEMM of a few shapes agrees with the oracle", "[kernel][gpu][sanitize]") {
+  nvl_test::require_device();
+  const std::vector<LinearShape> shapes = nvl_test::few_linear_shapes();
+  check_shapes<bf16, bf16>(shapes);
+  check_shapes<fp16, fp16>(shapes);
+  check_shapes<float, float>(shapes);
+  if (!nvl::kernels::detail::gemm::is_hopper()) { return; }
+  check_tile<SkinnyGemmTile{.rows = 64, .tokens = 16, .stages = 3, .splits = 1}>(shapes);
+  check_tile<SkinnyGemmTile{.rows = 192, .tokens = 32, .stages = 2, .splits = 4}>(shapes);
+  check_tile<SkinnyGemmTile{.rows = 64, .tokens = 160, .stages = 2, .splits = 1}>(shapes);
 }
 
 TEST_CASE("In fixed order a token's result has the same bits for every number of tokens", "[kernel][gpu]") {

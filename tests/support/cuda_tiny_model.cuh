@@ -38,6 +38,15 @@ template <class T, nvl::PagedAttentionOptions kOptions = nvl::PagedAttentionOpti
 using TinyCudaEngine =
     nvl::Engine<nvl::PrefillFirstScheduler, Allocator, nvl::PagedAttention<T, cuda_head_dim, kOptions>, nvl::SingleDevice>;
 
+/// Few sequences and short steps, so that few graphs are recorded: for tools that are slow.
+inline nvl::EngineOptions small_cuda_options() {
+  nvl::EngineOptions options = cuda_options();
+  options.max_num_seqs = 4;
+  options.max_num_batched_tokens = 64;
+  options.num_blocks = 24;
+  return options;
+}
+
 /// [bytes] in use on the device, by everyone.
 inline std::size_t device_bytes_in_use() {
   std::size_t free_bytes = 0, total_bytes = 0;

@@ -27,7 +27,8 @@ inline bool poisons_device_memory() {
   return poisons;
 }
 
-/// `size` elements in device memory; what nobody wrote reads as 0xff bytes: NaN in every float type, -1 in integers.
+/// `size` elements in device memory; what nobody wrote reads as 0xff bytes: NaN in every float type, -1 in integers. Filled and
+/// uploaded when the constructor or `upload` returns, also for streams that do not wait for the null stream.
 template <class T>
 class DeviceVector {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -37,7 +38,10 @@ class DeviceVector {
   explicit DeviceVector(std::size_t size) : size_(size) {
     if (size == 0) { return; }
     NVL_CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data_), size * sizeof(T)));
-    if (poisons_device_memory()) { NVL_CUDA_CHECK(cudaMemset(data_, 0xff, size * sizeof(T))); }
+    if (poisons_device_memory()) {
+      NVL_CUDA_CHECK(cudaMemset(data_, 0xff, size * sizeof(T)));
+      NVL_CUDA_CHECK(cudaStreamSynchronize(nullptr));
+    }
   }
   explicit DeviceVector(std::span<const T> values) : DeviceVector(values.size()) { upload(values); }
   explicit DeviceVector(const std::vector<T>& values) : DeviceVector(std::span<const T>(values)) {}
@@ -58,6 +62,7 @@ class DeviceVector {
   void upload(std::span<const T> values) {
     if (values.empty()) { return; }
     NVL_CUDA_CHECK(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice));
+    NVL_CUDA_CHECK(cudaStreamSynchronize(nullptr));
   }
   /// Waits for the device; throws what any kernel before it did wrong.
   std::vector<T> to_host() const {

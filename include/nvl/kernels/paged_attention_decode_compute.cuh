@@ -304,6 +304,7 @@ struct Consumer {
     const std::int32_t columns = min(Traits::columns, piece.query_len * args.batch.group_size - piece.first_column);
     const int g = lane / 4, t = lane % 4;
     if (has_tiles) {
+      __syncwarp();  // all lanes have read the tile whose place the sums take
       auto* const sums = reinterpret_cast<float*>(stage_pointer(kept));
       if (lane == 0) { shared.sums[warp] = kept; }
 #pragma unroll
@@ -414,11 +415,11 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
   if (threadIdx.x / 32 == Traits::warps) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     for (int i = lane; i < args.depth * Traits::warps; i += 32) {
-      init_barrier(shared_address(&shared.full[i]), 1);
+      init_barrier(shared_address(&shared.full[i]), 32);  // the lanes that copy
       init_barrier(shared_address(&shared.empty[i]), 1);
     }
     if (lane < 2) {
-      init_barrier(shared_address(&shared.piece_full[lane]), 1);
+      init_barrier(shared_address(&shared.piece_full[lane]), 33);  // likewise, and lane 0 for what it writes itself
       init_barrier(shared_address(&shared.piece_empty[lane]), Traits::warps);
     }
   }

@@ -230,11 +230,10 @@ struct Producer {
     return p;
   }
 
-  /// Arrives on `full` when the copies of all lanes are done, and shows what lane 0 has written.
-  __device__ __forceinline__ void announce(std::uint64_t* full) const {
-    const std::uint32_t barrier = shared_address(full);
-    await_copies(barrier);
-    __syncwarp();
+  /// Ends the phase of a piece when the copies of all lanes are done, and shows what lane 0 has written.
+  __device__ __forceinline__ void announce(std::uint64_t* piece_full) const {
+    const std::uint32_t barrier = shared_address(piece_full);
+    arrive_after_copies(barrier);
     if (lane == 0) { arrive(barrier); }
   }
 
@@ -300,7 +299,7 @@ struct Producer {
         copy16_or_zero(at + Traits::tile_bytes, v + i * 8, valid);
       }
     }
-    announce(&shared.full[stage]);
+    arrive_after_copies(shared_address(&shared.full[stage]));
   }
 
   __device__ __forceinline__ void copy_whole(std::uint32_t to, const T* from) const {

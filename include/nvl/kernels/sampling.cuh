@@ -88,26 +88,30 @@ struct ChunkStats {
   bool is_cluster;         // more than one block
 
   /// By all threads, once, before anything is stored.
-  __device__ __forceinline__ void prepare(int num_chunks, bool is_first_block) {
+  __device__ __forceinline__ void prepare(bool is_first_block) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (!is_cluster) { return; }
     if (is_first_block && threadIdx.x == 0) {
-      const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier));
       asm volatile(
           "mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
-          "fence.mbarrier_init.release.cluster;\n\t"
-          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address),
-          "r"(num_chunks * 8)
+          "fence.mbarrier_init.release.cluster;" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier)))
           : "memory");
     }
     __syncwarp();
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
   }
-  /// By all threads, once: the first block is ready for stores.
-  __device__ __forceinline__ void wait_until_prepared() {
+  /// By all threads, once: the first block is ready for stores, `num_chunks` of them.
+  __device__ __forceinline__ void wait_until_prepared(int num_chunks, bool is_first_block) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (is_cluster) { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+    if (!is_cluster) { return; }
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (is_first_block && threadIdx.x == 0) {
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                       static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))),
+                   "r"(num_chunks * 8)
+                   : "memory");
+    }
 #endif
   }
   __device__ __forceinline__ void store(int c, ChunkStat stat) {
@@ -192,7 +196,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
   ChunkStats chunks{.stats = reinterpret_cast<float2*>(shared_words + 1), .barrier = shared_words, .is_cluster = splits > 1};
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row_index = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
-  chunks.prepare(n, split == 0);
+  chunks.prepare(split == 0);
   wait_for_previous();
   let_next_start();
 
@@ -201,7 +205,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::blocks_per_sm)
   const float scale = logit_scale(options.temperature);
   const LogitRow<T> row = logit_row(p, row_index);
   for_each_chunk(
-      row, split * Traits::warps + warp, splits * Traits::warps, n, [&] { chunks.wait_until_prepared(); },
+      row, split * Traits::warps + warp, splits * Traits::warps, n, [&] { chunks.wait_until_prepared(n, split == 0); },
       [&](int c, const LogitChunk<T>& chunk) {
         const ChunkStat stat =
             chunk_stat(chunk.max(), chunk.is_finite(), !is_greedy, scale, [&](int i) { return chunk.element(i); });

@@ -55,6 +55,7 @@ struct SkinnyGemmTraits {
   static constexpr int warps = rows / 16;  // that multiply
   static constexpr int multiplying_threads = 32 * warps;
   static constexpr int threads = multiplying_threads + 32;
+  static constexpr int storing_threads = splits == 1 ? multiplying_threads : threads;
   static constexpr int products = tokens > 128 ? 2 : 1;  // wgmma instructions side by side
   static constexpr int columns = tokens / products;      // of one of them
   static constexpr int sum_stride = rows + 4;            // [floats] twice this is 8 modulo 32: no bank conflicts
@@ -229,11 +230,11 @@ __device__ void store_four(const SkinnyGemmParams<T, Out>& p, float4 sum, int to
 template <class Traits>
 __device__ void store_tile(const SkinnyGemmParams<typename Traits::Element, typename Traits::Output>& p, const float* sums,
                            const BlockPlace<Traits>& place, int num_tokens) {
-  constexpr int quads = Traits::rows / 4, step = Traits::splits * Traits::threads;
+  constexpr int quads = Traits::rows / 4, step = Traits::splits * Traits::storing_threads;
   constexpr int most = ceil_div(Traits::tokens * quads, step), fits = Traits::splits == 8 ? 2 : 4;
   constexpr int unroll = most < fits ? most : fits;
   const int count = num_tokens * quads;
-  for (int first = place.split * Traits::threads + static_cast<int>(threadIdx.x); first < count; first += unroll * step) {
+  for (int first = place.split * Traits::storing_threads + static_cast<int>(threadIdx.x); first < count; first += unroll * step) {
     float4 parts[unroll][Traits::splits];
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
@@ -286,19 +287,21 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
     gemm::fence_barrier_init();
   }
   __syncthreads();
+  const auto sync_multiplying = [] { asm volatile("bar.sync 1, %0;" ::"n"(Traits::multiplying_threads) : "memory"); };
   if (threadIdx.x < Traits::multiplying_threads) {
     float sums[Traits::products][Traits::columns / 2] = {};
     gemm::multiply_ring<Traits>(shared, place, sums);
-    asm volatile("bar.sync 1, %0;" ::"n"(Traits::multiplying_threads) : "memory");  // the ring has been read by all
+    sync_multiplying();  // the ring has been read by all
     gemm::share_sums<Traits>(sums, shared.sums, args.tile_tokens);
   } else if (threadIdx.x == Traits::multiplying_threads) {
     gemm::fill_ring<Traits>(args, shared, place);
   }
-  __syncwarp();
   if constexpr (Traits::splits > 1) {
+    __syncwarp();
     gemm::cluster_barrier();
   } else {
-    __syncthreads();
+    if (threadIdx.x >= Traits::storing_threads) { return; }
+    sync_multiplying();
   }
   detail::wait_for_previous();  // the ring did already; here for the stores
   gemm::store_tile<Traits>(args.p, shared.sums, place, args.tile_tokens);

@@ -28,9 +28,9 @@ __device__ __forceinline__ void init_barrier(std::uint32_t barrier, std::uint32_
 __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
 }
-/// The phase does not end before all copies that this thread has started are done; counts as no arrival.
-__device__ __forceinline__ void await_copies(std::uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
+/// One arrival, as soon as all copies that this thread has started are done. Says nothing of other writes of the thread.
+__device__ __forceinline__ void arrive_after_copies(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 /// Waits for the end of the phase of this parity; the phase before the first counts as ended, with parity 1.
 __device__ __forceinline__ void wait(std::uint32_t barrier, std::uint32_t parity) {
