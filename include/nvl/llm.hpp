@@ -56,13 +56,8 @@ class LLM {
                 "at least the tokenizer's " + std::to_string(tokenizer_->vocab_size()));
     options.engine.token_text = tokenizer_;
     checkpoint.check_unchanged();
-    if (options.make_engine) {
-      engine_ = options.make_engine(checkpoint, options);
-      return;
-    }
-    engine_ = with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
-      return make_any_engine<E>(checkpoint.config(), checkpoint, options.engine, options.progress);
-    });
+    engine_ = options.make_engine ? options.make_engine(checkpoint, options) : make_default_engine(checkpoint, options);
+    for (std::string& warning : engine_->warnings()) { warnings_.push_back(std::move(warning)); }
   }
 
   /// Continues each prompt. Text that spells a special token becomes that token.
@@ -95,10 +90,16 @@ class LLM {
   std::unique_ptr<AnyEngine> take_engine() noexcept { return std::move(engine_); }
   const ModelConfig& config() const noexcept { return engine_->config(); }
   const Tokenizer& tokenizer() const noexcept { return *tokenizer_; }
-  /// What was odd about the checkpoint but did no harm.
+  /// What was odd about the checkpoint, or at the engine's start, but did no harm.
   const std::vector<std::string>& warnings() const noexcept { return warnings_; }
 
  private:
+  static std::unique_ptr<AnyEngine> make_default_engine(const Checkpoint& checkpoint, const LlmOptions& options) {
+    return with_engine_type(DefaultEngines{}, checkpoint.config(), options.dtype, [&]<class E>(std::type_identity<E>) {
+      return make_any_engine<E>(checkpoint.config(), checkpoint, options.engine, options.progress);
+    });
+  }
+
   static std::shared_ptr<const Tokenizer> open_tokenizer(const Checkpoint& checkpoint) {
     if (checkpoint.gguf() != nullptr) { return std::make_shared<const Tokenizer>(Tokenizer::from_gguf(*checkpoint.gguf())); }
     const std::filesystem::path& path = checkpoint.path();

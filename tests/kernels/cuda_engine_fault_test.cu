@@ -1,4 +1,5 @@
-// What a device that fails does to an engine. Each test leaves the process without a usable device: run them one by one.
+// What a device that fails does to an engine. Tests of a failing step leave the process without a usable device: run them one by
+// one.
 
 #include "support/cuda_tiny_model.cuh"
 
@@ -7,6 +8,8 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
+#include <string>
 #include <vector>
 
 using namespace nvl;
@@ -23,11 +26,11 @@ __global__ void hang_kernel(const volatile int* released) {
   while (*released == 0 && clock64() - start < 20'000'000'000LL) { __nanosleep(1000); }
 }
 
-enum class Fault { none, illegal_write, hang };
+enum class Fault { none, illegal_write, hang, no_memory_in_warm_up, no_memory_in_recording };
 Fault fault_to_come = Fault::none;
 int* released = nullptr;
 
-/// Breaks at the third step after a fault was chosen.
+/// Breaks at the third step after a fault was chosen, or while graphs are recorded, at the second size.
 class Faulty : public PagedAttention<float, cuda_head_dim> {
  public:
   Faulty(const AttentionShape& shape, Ops& ops) : PagedAttention(shape, ops), stream_(ops.stream()) {}
@@ -35,10 +38,22 @@ class Faulty : public PagedAttention<float, cuda_head_dim> {
     if (fault_to_come != Fault::none) { ++steps_; }
     if (steps_ == 3 && fault_to_come == Fault::illegal_write) { write_nowhere_kernel<<<1, 1, 0, stream_>>>(); }
     if (steps_ == 3 && fault_to_come == Fault::hang) { hang_kernel<<<1, 1, 0, stream_>>>(released); }
+    refuse_memory();
     PagedAttention::plan(metadata);
   }
 
  private:
+  /// As if a kernel of the plan had found no memory to be loaded into. Each size is one step of warm-up and one of recording.
+  void refuse_memory() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    NVL_CUDA_CHECK(cudaStreamIsCapturing(stream_, &status));
+    const bool is_recording = status != cudaStreamCaptureStatusNone;
+    const bool refuses = fault_to_come == Fault::no_memory_in_warm_up     ? steps_ == 3 && !is_recording
+                         : fault_to_come == Fault::no_memory_in_recording ? steps_ == 4 && is_recording
+                                                                          : false;
+    if (refuses) { kernels::detail::check_cuda(cudaErrorMemoryAllocation, "loading a kernel"); }
+  }
+
   cudaStream_t stream_;
   int steps_ = 0;
 };
@@ -74,6 +89,29 @@ void check_failure(Fault fault, const EngineOptions& options, const char* words)
 }
 
 }  // namespace
+
+TEST_CASE("memory that runs out while graphs are recorded is an error with the arithmetic, and leaves nothing behind",
+          "[engine][gpu][fault]") {
+  require_device();
+  fault_to_come = Fault::none;
+  { FaultyEngine first(cuda_tiny_config(), cuda_tiny_weights(), cuda_options()); }  // what the libraries load stays
+  const std::size_t before = device_bytes_in_use();
+  for (const Fault fault : {Fault::no_memory_in_warm_up, Fault::no_memory_in_recording}) {
+    fault_to_come = fault;
+    std::string said = "accepted";
+    try {
+      FaultyEngine gpu(cuda_tiny_config(), cuda_tiny_weights(), cuda_options());
+    } catch (const OutOfMemory& error) { said = error.what(); }
+    fault_to_come = Fault::none;
+    const auto needed =
+        std::to_string(CudaGraphSizes::estimated_bytes(cuda_tiny_config().num_layers, cuda_options().max_num_seqs));
+    CHECK_THAT(said, ContainsSubstring("recording a step of ") && ContainsSubstring("need about " + needed + " bytes") &&
+                         ContainsSubstring(" are free") && ContainsSubstring("loading a kernel"));
+    CHECK(device_bytes_in_use() <= before + (4 << 20));
+    FaultyEngine next(cuda_tiny_config(), cuda_tiny_weights(), cuda_options());
+    CHECK(next.generate({greedy_request(tiny_prompt(1, 20), 5)}).front().output_ids.size() == 5);
+  }
+}
 
 TEST_CASE("a step that never ends is given up after the time that the options allow", "[engine][gpu][fault]") {
   require_device();

@@ -1,6 +1,7 @@
 // The engine on a GPU, in float: against the CPU engine, and against itself under every condition that must not matter.
 
 #include "support/cuda_tiny_model.cuh"
+#include "support/temp_dir.hpp"
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <string>
@@ -97,6 +99,16 @@ TEST_CASE("on a GPU the tokens do not depend on graphs, batch, chunks, preemptio
   }
 }
 
+TEST_CASE("a small GPU engine gives the tokens of the CPU engine, with graphs and without", "[engine][gpu][sanitize]") {
+  require_device();
+  const std::vector<Request> requests = varied_requests(6, true);
+  const auto expected = expected_outputs(requests);
+  EngineOptions options = small_cuda_options();
+  CHECK(outputs_with(options, requests) == expected);
+  options.device.use_graphs = false;
+  CHECK(outputs_with(options, requests) == expected);
+}
+
 TEST_CASE("drawn tokens on a GPU depend on the seed, not on batch mates", "[engine][gpu]") {
   require_device();
   const std::vector<Request> requests = varied_requests(24);
@@ -147,6 +159,36 @@ TEST_CASE("a GPU engine takes what its plan says, nothing more in a step, and gi
     CHECK(outputs_of(second.generate(requests)) == outputs_of(gpu.generate(requests)));
   }
   CHECK(device_bytes_in_use() <= before + (4 << 20));
+}
+
+TEST_CASE("a cache of matrix products that is of no use to a GPU engine is one of its warnings", "[engine][gpu]") {
+  require_device();
+  const TempDir folder;
+  EngineOptions options = small_cuda_options();
+  const auto warnings = [&](const std::filesystem::path& file, const ModelConfig& config) {
+    options.device.gemm_cache_file = file.string();
+    GpuEngine gpu(config, RandomWeights(config, 42), options);
+    CHECK(gpu.generate({greedy_request(tiny_prompt(1, 20), 5)}).front().output_ids.size() == 5);
+    return gpu.warnings();
+  };
+  const auto is_about = [](const std::vector<std::string>& said, const std::filesystem::path& file, const char* words) {
+    REQUIRE(said.size() == 1);
+    CHECK_THAT(said.front(), ContainsSubstring(file.string()) && ContainsSubstring(words));
+  };
+  CHECK(warnings({}, cuda_tiny_config()).empty());
+  is_about(warnings(folder.path() / "missing", cuda_tiny_config()), folder.path() / "missing", "is not there");
+  const auto garbage = folder.write("garbage", "hello\n");
+  is_about(warnings(garbage, cuda_tiny_config()), garbage, "is not used");
+
+  const auto good = folder.path() / "good";
+  options.device.gemm_search_seconds = 0.5;
+  CHECK(warnings(good, cuda_tiny_config()).empty());  // it is written now
+  options.device.gemm_search_seconds = 0.0;
+  CHECK(warnings(good, cuda_tiny_config()).empty());
+  ModelConfig other = cuda_tiny_config();
+  other.hidden_size = 128;
+  other.intermediate_size = 200;
+  is_about(warnings(good, other), good, "none of its ");
 }
 
 TEST_CASE("an engine that does not fit on the GPU is refused with the arithmetic", "[engine][gpu]") {

@@ -40,6 +40,7 @@ class AnyEngine {
   virtual const std::string& failure() const = 0;
   virtual const ModelConfig& config() const = 0;
   virtual const MemoryPlan& memory_plan() const = 0;
+  virtual std::vector<std::string> warnings() const = 0;
 
  protected:
   AnyEngine() = default;
@@ -68,6 +69,7 @@ class AnyEngineOf final : public AnyEngine {
   const std::string& failure() const override { return engine_.failure(); }
   const ModelConfig& config() const override { return engine_.config(); }
   const MemoryPlan& memory_plan() const override { return engine_.memory_plan(); }
+  std::vector<std::string> warnings() const override { return engine_.warnings(); }
 
  private:
   E engine_;

@@ -320,6 +320,20 @@ inline GemmCacheContents read_gemm_cache(const std::filesystem::path& path, cons
   return contents;
 }
 
+/// Why a cache file that was asked for is of no use, in one line for people; empty if it is of use.
+/// \param num_known of the products that are computed, those that the file had an algorithm for
+/// \param is_written the file will be written after a search, so that it may be missing now
+inline std::string gemm_cache_warning(const std::filesystem::path& path, const GemmCacheContents& contents,
+                                      std::int32_t num_known, bool is_written) {
+  if (contents.status == GemmCacheStatus::loaded) {
+    if (num_known > 0) { return {}; }
+    return path.string() + " is not used: none of its " + std::to_string(contents.records.size()) +
+           " records is of a matrix product of this model that this device can compute so";
+  }
+  if (contents.status == GemmCacheStatus::missing && is_written) { return {}; }
+  return contents.reason + "; the cache of matrix product algorithms is not used";
+}
+
 /// Writes a cache file: into a new file beside it, which then takes its name, so that a reader sees the old one or the new one.
 /// \throws FileError if that cannot be done; the old file is then as it was.
 inline void write_gemm_cache(const std::filesystem::path& path, const GemmCacheIdentity& identity,

@@ -115,6 +115,12 @@ class Linear {
     return used;
   }
 
+  /// Of `keys`, those that a search or a cache file has an algorithm for.
+  std::int32_t num_known(std::span<const GemmKey> keys) const {
+    return static_cast<std::int32_t>(
+        std::count_if(keys.begin(), keys.end(), [&](const GemmKey& key) { return records_.contains(key); }));
+  }
+
   /// What is known by search, in no order.
   std::vector<GemmRecord> records() const {
     std::vector<GemmRecord> all;

@@ -18,11 +18,13 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <variant>
+#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -35,6 +37,12 @@ concept GraphCapturingOps = requires(O o, void (*run)(const StepInput&)) { o.cap
 /// meanwhile.
 template <class O, class Buffer>
 concept TuningOps = requires(O o, const ModelConfig& config, Buffer& scratch) { o.tune(config, scratch); };
+
+/// Ops that say what was odd at their start but did no harm: `o.warnings()`, one line each.
+template <class O>
+concept WarningOps = requires(const O o) {
+  { o.warnings() } -> std::convertible_to<std::vector<std::string>>;
+};
 
 namespace detail {
 
@@ -125,6 +133,15 @@ class ModelRunner {
     forward(ops_.stage(in));
     return ops_.read(activations_.logits,
                      static_cast<std::size_t>(in.num_samples()) * static_cast<std::size_t>(config_.vocab_size));
+  }
+
+  /// What was odd at the start but did no harm: one line each.
+  std::vector<std::string> warnings() const {
+    if constexpr (WarningOps<Ops>) {
+      return ops_.warnings();
+    } else {
+      return {};
+    }
   }
 
   const KvLayout& kv_layout() const noexcept { return layout_; }

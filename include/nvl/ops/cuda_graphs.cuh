@@ -46,28 +46,21 @@ class CudaGraphs : public CudaGraphSizes {
   }
 
   /// Calls `warm_up(size)` and then, while `stream` is being recorded, `record(size)` for every size, largest first.
+  /// \param planned_bytes what the memory plan has for all graphs
+  /// \throws OutOfMemory with the bytes needed and free if there is no memory for a graph or for a kernel's first use; CudaError;
+  ///         what `warm_up` and `record` throw
   template <class WarmUp, class Record>
-  void capture(cudaStream_t stream, WarmUp&& warm_up, Record&& record) {
+  void capture(cudaStream_t stream, std::int64_t planned_bytes, WarmUp&& warm_up, Record&& record) {
     for (auto at = sizes_.rbegin(); at != sizes_.rend(); ++at) {
       const Size size = *at;
-      warm_up(size);
-      NVL_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-      std::string error;
-      contain([&] { record(size); }, [&](const char* what) { error = what; });
-      cudaGraph_t graph = nullptr;
-      const cudaError_t status = cudaStreamEndCapture(stream, &graph);
-      if (!error.empty()) {
-        static_cast<void>(cudaGetLastError());
-        if (graph != nullptr) { static_cast<void>(cudaGraphDestroy(graph)); }
-        raise(Error("recording a step of " + std::to_string(size.num_tokens) + " tokens: " + error));
-      }
-      kernels::detail::check_cuda(status, "cudaStreamEndCapture");
-      Graph recorded{.size = size};
-      const cudaError_t made = cudaGraphInstantiate(&recorded.exec, graph, 0);
-      static_cast<void>(cudaGraphDestroy(graph));
-      kernels::detail::check_cuda(made, "cudaGraphInstantiate");
-      (size.is_decode() ? decodes_ : prompts_).push_back(recorded);
-      NVL_CUDA_CHECK(cudaGraphUpload(recorded.exec, stream));
+      explain_errors(size, planned_bytes, [&] {
+        warm_up(size);
+        Recording recording(stream);
+        record(size);
+        Graph& graph = (size.is_decode() ? decodes_ : prompts_).emplace_back(Graph{.size = size});
+        NVL_CUDA_CHECK(cudaGraphInstantiate(&graph.exec, recording.end(), 0));
+        NVL_CUDA_CHECK(cudaGraphUpload(graph.exec, stream));
+      });
     }
     std::reverse(decodes_.begin(), decodes_.end());
     std::reverse(prompts_.begin(), prompts_.end());
@@ -85,6 +78,52 @@ class CudaGraphs : public CudaGraphSizes {
   void launch(const Graph& graph, cudaStream_t stream) const { NVL_CUDA_CHECK(cudaGraphLaunch(graph.exec, stream)); }
 
  private:
+  /// A stream that is being recorded. Whatever happens, it no longer is when this ends.
+  class Recording {
+   public:
+    explicit Recording(cudaStream_t stream) : stream_(stream) {
+      NVL_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    }
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+    ~Recording() {
+      if (stream_ != nullptr) { static_cast<void>(cudaStreamEndCapture(stream_, &graph_)); }
+      if (graph_ != nullptr) { static_cast<void>(cudaGraphDestroy(graph_)); }
+      static_cast<void>(cudaGetLastError());
+    }
+    /// What was recorded, until this ends.
+    cudaGraph_t end() {
+      NVL_CUDA_CHECK(cudaStreamEndCapture(std::exchange(stream_, nullptr), &graph_));
+      return graph_;
+    }
+
+   private:
+    cudaStream_t stream_;
+    cudaGraph_t graph_ = nullptr;
+  };
+
+  /// Calls `work` and says in its CUDA errors what for; those for lack of memory with the arithmetic.
+  template <class Work>
+  static void explain_errors(Size size, std::int64_t planned_bytes, Work&& work) {
+#if defined(__cpp_exceptions)
+    const std::string doing = "recording a step of " + std::to_string(size.num_tokens) + " tokens";
+    try {
+      work();
+    } catch (const CudaError& error) {
+      if (error.code() != static_cast<int>(cudaErrorMemoryAllocation)) { raise(CudaError(error.code(), doing, error.what())); }
+      std::size_t free_bytes = 0, total_bytes = 0;
+      static_cast<void>(cudaMemGetInfo(&free_bytes, &total_bytes));
+      raise(OutOfMemory(
+          doing + ": the device gives no more memory. All graphs need about " + std::to_string(planned_bytes) + " bytes; " +
+          std::to_string(free_bytes) + " of " + std::to_string(total_bytes) +
+          " are free. Leave more with gpu_memory_utilization, or do without graphs (enforce_eager): " + error.what()));
+    }
+#else
+    static_cast<void>(size), static_cast<void>(planned_bytes);
+    work();
+#endif
+  }
+
   static const Graph* find(const std::vector<Graph>& graphs, std::int32_t num_tokens) noexcept {
     if (num_tokens <= 0) { return nullptr; }
     const auto at = std::lower_bound(graphs.begin(), graphs.end(), num_tokens,
@@ -94,7 +133,9 @@ class CudaGraphs : public CudaGraphSizes {
 
   void clear() noexcept {
     for (const std::vector<Graph>* graphs : {&decodes_, &prompts_}) {
-      for (const Graph& graph : *graphs) { static_cast<void>(cudaGraphExecDestroy(graph.exec)); }
+      for (const Graph& graph : *graphs) {
+        if (graph.exec != nullptr) { static_cast<void>(cudaGraphExecDestroy(graph.exec)); }
+      }
     }
   }
 

@@ -88,6 +88,7 @@ class CudaOps {
         stage_(device, limits),
         transfers_(device),
         graphs_(device.options().use_graphs ? limits.max_num_seqs : 0, limits.max_num_tokens),
+        graph_bytes_(CudaGraphs::estimated_bytes(config.num_layers, limits.max_num_seqs)),
         linear_workspace_(device, kernels::gemm_workspace_bytes),
         linear_(std::span(linear_workspace_.template as<std::byte>(), linear_workspace_.size_bytes())),
         results_layout_(sampling_results(limits)),
@@ -149,21 +150,39 @@ class CudaOps {
   }
 
   /// Takes the algorithms of matrix products from the cache file of the options, searches for those that are not there as long
-  /// as the options allow, and writes the file again if it found some. A cache file that is of no use is as good as none.
+  /// as the options allow, and writes the file again if it found some. A cache file that is of no use is as good as none, but
+  /// one of the `warnings`.
   /// \param scratch zeroed again afterwards
   void tune(const ModelConfig& config, CudaDevice::Buffer& scratch) {
     const DeviceOptions& options = device_.options();
-    if (!options.gemm_cache_file.empty()) { static_cast<void>(linear_.load_cache(options.gemm_cache_file)); }
-    if (options.gemm_search_seconds <= 0.0) { return; }
-    const std::size_t scratch_bytes = std::min(scratch.size_bytes(), std::size_t{1} << 30);
-    const std::vector<kernels::GemmKey> keys = gemm_keys(config);
-    const kernels::GemmTuneReport report =
-        linear_.template tune<T>({.keys = keys,
-                                  .scratch = std::span(scratch.template as<std::byte>(), scratch_bytes),
-                                  .max_seconds = options.gemm_search_seconds});
-    NVL_CUDA_CHECK(cudaMemsetAsync(scratch.template as<void>(), 0, scratch_bytes, stream()));
-    if (report.num_tuned > 0 && !options.gemm_cache_file.empty()) { linear_.save_cache(options.gemm_cache_file); }
+    const std::string& file = options.gemm_cache_file;
+    const bool searches = options.gemm_search_seconds > 0.0;
+    if constexpr (kBatchInvariant) {
+      if (!file.empty() || searches) {
+        warnings_.push_back(
+            "a batch-invariant engine computes all matrix products in one way: it searches for no other, and uses "
+            "no cache of them");
+      }
+    } else {
+      const std::vector<kernels::GemmKey> keys = gemm_keys(config);
+      if (!file.empty()) {
+        const kernels::GemmCacheContents contents = linear_.load_cache(file);
+        std::string warning = kernels::gemm_cache_warning(file, contents, linear_.num_known(keys), searches);
+        if (!warning.empty()) { warnings_.push_back(std::move(warning)); }
+      }
+      if (!searches) { return; }
+      const std::size_t scratch_bytes = std::min(scratch.size_bytes(), std::size_t{1} << 30);
+      const kernels::GemmTuneReport report =
+          linear_.template tune<T>({.keys = keys,
+                                    .scratch = std::span(scratch.template as<std::byte>(), scratch_bytes),
+                                    .max_seconds = options.gemm_search_seconds});
+      NVL_CUDA_CHECK(cudaMemsetAsync(scratch.template as<void>(), 0, scratch_bytes, stream()));
+      if (report.num_tuned > 0 && !file.empty()) { linear_.save_cache(file); }
+    }
   }
+
+  /// What was odd at the start but did no harm: one line each.
+  const std::vector<std::string>& warnings() const noexcept { return warnings_; }
 
   /// Records the steps that are replayed. Each runs once before: the libraries load what they need.
   template <class Run>
@@ -171,7 +190,7 @@ class CudaOps {
     device_.make_current();
     is_capturing_ = true;
     graphs_.capture(
-        stream(),
+        stream(), graph_bytes_,
         [&](CudaGraphs::Size size) {
           StepInput nothing;
           nothing.min_query_len = nothing.max_query_len = size.num_tokens / size.num_seqs;
@@ -398,6 +417,7 @@ class CudaOps {
   CudaStepStage stage_;
   CudaTransfers transfers_;
   CudaGraphs graphs_;
+  std::int64_t graph_bytes_;
   CudaDevice::Buffer linear_workspace_;
   Linear linear_;
   kernels::SamplingResultLayout results_layout_;
@@ -409,6 +429,7 @@ class CudaOps {
   std::span<const SamplingRow> staged_rows_;  // of the step staged last, in host memory
   const CudaGraphs::Graph* staged_graph_ = nullptr;
   bool is_capturing_ = false;
+  std::vector<std::string> warnings_;
   const float* recorded_logits_ = nullptr;
   std::int32_t recorded_vocab_size_ = 0;
   std::vector<float> read_back_;

@@ -4,8 +4,10 @@
 #include "support/temp_dir.hpp"
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -15,6 +17,7 @@
 namespace {
 
 using namespace nvl::kernels;
+using Catch::Matchers::ContainsSubstring;
 using nvl::DType;
 
 const GemmCacheIdentity here{"NVIDIA H200, sm_90, 132 multiprocessors", "cuBLASLt 130002, nvl 0.1.0"};
@@ -129,6 +132,25 @@ TEST_CASE("A cache file that is not there or not a file is not an error", "[kern
   CHECK(read_gemm_cache(missing, here).reason.find(missing.string()) != std::string::npos);
   CHECK(read_gemm_cache(folder.path(), here).status == GemmCacheStatus::unreadable);
   CHECK(read_gemm_cache(folder.write("other", "{\"json\": 1}\n"), here).status == GemmCacheStatus::other_format);
+}
+
+TEST_CASE("A cache file that is of no use is warned of by name and reason, and no other", "[kernels][host]") {
+  const nvl_test::TempDir folder;
+  const auto warning = [&](const std::filesystem::path& path, std::int32_t num_known, bool is_written = false) {
+    return gemm_cache_warning(path, read_gemm_cache(path, here), num_known, is_written);
+  };
+  const auto good = folder.path() / "good";
+  write_gemm_cache(good, here, some_records());
+  CHECK(warning(good, 1).empty());
+  CHECK_THAT(warning(good, 0), ContainsSubstring(good.string() + " is not used") && ContainsSubstring("none of its "));
+  const auto missing = folder.path() / "missing";
+  CHECK_THAT(warning(missing, 0), ContainsSubstring(missing.string()) && ContainsSubstring("is not there"));
+  CHECK(warning(missing, 0, true).empty());
+  const auto foreign = folder.path() / "foreign";
+  write_gemm_cache(foreign, {"another GPU", here.library}, some_records());
+  CHECK_THAT(warning(foreign, 0, true), ContainsSubstring(foreign.string()) && ContainsSubstring("another GPU"));
+  const auto garbage = folder.write("garbage", "hello\n");
+  CHECK_THAT(warning(garbage, 0, true), ContainsSubstring(garbage.string()) && ContainsSubstring("is not used"));
 }
 
 TEST_CASE("A cache file that cannot be written leaves the old one as it was", "[kernels][host]") {
