@@ -1,5 +1,6 @@
 #include "bench/engine/bench_model.hpp"
 
+#include "bench/engine/invariant_engines.hpp"
 #include "bench/support/presets.hpp"
 #include "support/progress.hpp"
 
@@ -61,6 +62,8 @@ void CommonOptions::add_rest_to(OptionParser& parser) {
                 "What the device reads from its memory, for the share of the limit. Default: known for an H200.");
   parser.option("--peak-tflops", peak.matmul_flops, "N", "Its matrix products, in 10^12 operations a second. Default: the same.");
   parser.group("Machine");
+  parser.flag("--batch-invariant", batch_invariant,
+              "On a GPU: the engine whose answers are the same bits whatever else runs (bfloat16 or float16).");
   model.add_device_to(parser);
   capacity.add_to(parser);
 }
@@ -74,6 +77,13 @@ void CommonOptions::validate() {
     model.model = *random_weights;
   }
   model.validate();
+  if (batch_invariant && model.device == "cpu") {
+    throw UsageError("--batch-invariant needs --device cuda: on the CPU every engine is batch-invariant");
+  }
+  if (batch_invariant && (model.policies.scheduler != nvl_examples::PolicyOptions{}.scheduler ||
+                          model.policies.prefix_cache != nvl_examples::PolicyOptions{}.prefix_cache)) {
+    throw UsageError("--batch-invariant is compiled with the default --scheduler and --prefix-cache only");
+  }
   require_at_least_one("--verify-input-len", verify.input_len);
   require_at_least_one("--verify-output-len", verify.output_len);
   verify.num_requests = num_verified.value_or(model.device == "cpu" ? 0 : 16);
@@ -125,6 +135,7 @@ std::unique_ptr<nvl::AnyEngine> BenchModel::make_engine(const CommonOptions& com
   options = common.capacity.over(options);
   options.device = common.model.device_options();
   options.seed = common.seed;
+  if (common.batch_invariant) { return make_invariant_engine(config(), source(), options, dtype_, progress); }
   return nvl_examples::make_engine(common.model, config(), source(), options, dtype_, progress);
 }
 
@@ -155,14 +166,20 @@ DeviceReport describe_device(const CommonOptions& common) {
   return report;
 }
 
+void print_warnings(const nvl::AnyEngine& engine) {
+  for (const std::string& warning : engine.warnings()) { std::fprintf(stderr, "nvl-bench: warning: %s\n", warning.c_str()); }
+}
+
 OpenedEngine open_engine(const BenchModel& model, const CommonOptions& common, const nvl::EngineOptions& options) {
   Progress bar("loading " + common.model_name());
   const nvl::LoadProgress progress = [&bar](double fraction) { bar.update(fraction); };
   const auto start = Clock::now();
   OpenedEngine opened;
   opened.engine = model.make_engine(common, options, progress);
-  if (common.model.memory_plan) { std::fputs(to_table(opened.engine->memory_plan()).c_str(), stderr); }
   opened.load_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  bar.clear();
+  if (common.model.memory_plan) { std::fputs(to_table(opened.engine->memory_plan()).c_str(), stderr); }
+  print_warnings(*opened.engine);
   return opened;
 }
 

@@ -30,6 +30,7 @@ struct CommonOptions {
   nvl_examples::ModelOptions model;
   nvl_examples::CapacityOptions capacity;
   std::optional<std::string> random_weights;
+  bool batch_invariant = false;
   std::uint64_t seed = 0;
   std::optional<std::int32_t> num_verified;  // requests; none: 16, and 0 on the CPU
   VerifyOptions verify;
@@ -84,6 +85,9 @@ struct OpenedEngine {
   std::unique_ptr<nvl::AnyEngine> engine;
   double load_seconds = 0;
 };
+
+/// On standard error, what was odd at the engine's start but did no harm.
+void print_warnings(const nvl::AnyEngine& engine);
 
 OpenedEngine open_engine(const BenchModel& model, const CommonOptions& common, const nvl::EngineOptions& options);
 

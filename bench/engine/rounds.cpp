@@ -243,8 +243,10 @@ void add_request_times(Json& json, TableRows& rows, std::span<const Round> round
 Json report_head(const std::vector<std::string>& command, const BenchModel& model, const CommonOptions& common,
                  const DeviceReport& device) {
   const std::int32_t given = common.model.device_options().num_threads;
-  return environment(command, common.model_name(), model.dtype(), given > 0 ? given : nvl::ThreadPool::default_num_threads(),
-                     device);
+  Json json = environment(command, common.model_name(), model.dtype(), given > 0 ? given : nvl::ThreadPool::default_num_threads(),
+                          device);
+  json["batch_invariant"] = common.batch_invariant || common.model.device == "cpu";
+  return json;
 }
 
 void add_verdict(Json& json, const std::optional<Verdict>& verdict) {

@@ -251,6 +251,7 @@ int run_startup_child(int argc, const char* const* argv, double main_seconds) {
     if (fraction == 1.0) { json["weights"] = monotonic_seconds(); }
   });
   json["engine"] = monotonic_seconds();
+  print_warnings(*engine);
   RandomIds random(model.config().vocab_size, common.seed);
   const Workload load = random_workload(1, {startup.input_len, 1}, 0, model.config().vocab_size, random);
   nvl::TokenId token = -1;

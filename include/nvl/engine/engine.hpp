@@ -215,7 +215,6 @@ class Engine {
   const ModelConfig& config() const noexcept { return config_; }
   const EngineOptions& options() const noexcept { return options_; }
   const MemoryPlan& memory_plan() const noexcept { return plan_; }
-  /// What was odd at the start but did no harm: one line each.
   std::vector<std::string> warnings() const { return ranks_.front()->runner.warnings(); }
   const Allocator& allocator() const noexcept { return allocator_; }
 
