@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -369,6 +370,18 @@ class Quickstart(ProgramTest):
         self.fails("no/such/file.gguf", says="no/such/file.gguf")
 
 
+class Async(ProgramTest):
+    def test_each_line_gets_its_answer(self):
+        lines = ["".join(chr(ord("a") + (7 * i + j) % 26) for j in range(9)) for i in range(20)]
+        out = self.ok(self.tiny / "qwen3", stdin="\n".join(lines) + "\n\n")
+        self.assertEqual(len(re.findall(r" ?\[(stop|length)\]\n", out)), 20)
+        for line in lines:
+            self.assertIn(line, out)
+
+    def test_a_missing_model_is_one_line_and_status_1(self):
+        self.fails("no/such/file.gguf", says="no/such/file.gguf")
+
+
 class Bench(ProgramTest):
     def report(self, *words):
         with tempfile.TemporaryDirectory() as folder:
@@ -622,7 +635,7 @@ def main():
     parser.add_argument("--program", required=True)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="tests/data")
     parser.add_argument("--fetched", required=True, type=pathlib.Path, help="where downloaded models are")
-    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "bench", "plan"])
+    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "async", "bench", "plan"])
     ARGS, rest = parser.parse_known_args()
     ARGS.program = str(pathlib.Path(ARGS.program).resolve())
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(globals()[ARGS.suite.capitalize()])

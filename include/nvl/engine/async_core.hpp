@@ -166,7 +166,6 @@ class AsyncCore {
       const std::lock_guard lock(mutex_);
       abandoned_ = std::move(open_);  // kept: the thread has pointers to them
       open_.clear();
-      num_open_ = 0;
     }
     for (auto& [id, ticket] : abandoned_) {
       Completion done = ended(FinishReason::error, "stuck in a step");
@@ -321,13 +320,12 @@ class AsyncCore {
       contain([&] { report(ticket, done); }, [](const char*) {});  // it has ended already: nothing is left to do
     });
     if (node.empty()) { return; }
+    ++num_ended_;
     if (engine_has_it) {
       ticket.callbacks = {};
       contain([&] { kept_.push_back(std::move(node.mapped())); },
               [&](const char*) { static_cast<void>(node.mapped().release()); });  // rather lost than pointed at
     }
-    const std::lock_guard lock(mutex_);
-    if (--num_open_ == 0) { changed_.notify_all(); }
   }
 
   static void report(Ticket& ticket, const Completion& done) {
@@ -365,6 +363,8 @@ class AsyncCore {
     const EngineStats stats = engine_->stats();
     const std::lock_guard lock(mutex_);
     stats_ = stats;
+    num_open_ -= std::exchange(num_ended_, 0);
+    if (num_open_ == 0) { changed_.notify_all(); }
     queued_reqs_ = static_cast<std::int64_t>(stats_.num_queued);
     queued_tokens_ = static_cast<std::int64_t>(stats_.queued_tokens);
     note_failure(engine_->failure());
@@ -377,7 +377,7 @@ class AsyncCore {
 
   // Under the mutex
   Tickets open_;                // accepted and not ended
-  std::size_t num_open_ = 0;    // of them, those whose on_finish runs included
+  std::size_t num_open_ = 0;    // and those that ended in the step at work
   std::vector<Ticket*> inbox_;  // accepted and not taken
   std::vector<RequestId> aborts_;
   std::int64_t inbox_tokens_ = 0;
@@ -394,6 +394,7 @@ class AsyncCore {
   // The engine's thread
   std::vector<Ticket*> taken_;
   std::vector<RequestId> taken_aborts_;
+  std::size_t num_ended_ = 0;  // since the last publication
   bool is_last_round_ = false;
   bool is_broken_ = false;
 

@@ -142,9 +142,9 @@ class AsyncEngine {
     return core_->wait_until_stopped(deadline(timeout));
   }
 
-  /// As of the end of the last step.
+  /// As of the end of the last step; after `drain`, of all of them.
   EngineStats stats() const { return core_->stats(); }
-  /// [requests] accepted and not ended
+  /// [requests] accepted and not ended when the last step ended
   std::size_t num_open() const { return core_->num_open(); }
   /// Empty, or why the engine died.
   std::string failure() const { return core_->failure(); }

@@ -263,7 +263,8 @@ class Engine {
         if (!has_work()) { return false; }
         // Beams that wait for others may hold the blocks that those need.
         if (!requests_.release_waiting_beams() || !launch(current)) {
-          raise(Error("the scheduler has requests but planned nothing"));
+          note_failed_plan("it has requests and planned nothing");
+          return true;
         }
       }
       if (!current.is_launched) { return true; }
@@ -294,6 +295,7 @@ class Engine {
     stats_.swapped_out_blocks += batch.swap_out.size();
     stats_.swapped_in_blocks += batch.swap_in.size();
     if (batch.empty()) { return false; }
+    num_failed_plans_ = 0;
     requests_.note_admissions(batch);
     StepInput* in = nullptr;
     contain(
@@ -313,18 +315,23 @@ class Engine {
 
   /// False if the scheduler threw and has changed nothing.
   bool plan(ScheduledBatch& batch) {
-    std::string error;
     bool planned = false;
     contain(
         [&] {
           scheduler_.schedule(allocator_, batch);
           planned = true;
         },
-        [&](const char* what) { error = what; });
-    num_failed_plans_ = planned ? 0 : num_failed_plans_ + 1;
-    const bool unchanged = batch.empty() && batch.preempted.empty() && batch.swapped.empty();
-    if (!planned && (!unchanged || num_failed_plans_ == max_failed_plans)) { raise(Error("the scheduler threw: " + error)); }
+        [&](const char* what) {
+          const bool unchanged = batch.empty() && batch.preempted.empty() && batch.swapped.empty();
+          if (!unchanged) { num_failed_plans_ = max_failed_plans; }
+          note_failed_plan(what);
+        });
     return planned;
+  }
+
+  /// A scheduler that found no memory may find some the next time.
+  void note_failed_plan(const char* what) {
+    if (++num_failed_plans_ >= max_failed_plans) { raise(Error(std::string("the scheduler failed: ") + what)); }
   }
 
   /// `batch` will not be computed.

@@ -5,7 +5,11 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <memory>
+#include <span>
 #include <vector>
 
 using namespace nvl;
@@ -143,4 +147,35 @@ TEST_CASE("logits of a prompt may be asked for while a step is in flight", "[eng
   CHECK(of_ahead == of_plain);
   while (ahead.has_work()) { ahead.step(); }
   CHECK(tokens == expected);
+}
+
+// Not run by default: `host_engine "[benchmark]"`.
+TEST_CASE("what running ahead gains on the CPU", "[.][benchmark]") {
+  ModelConfig config = tiny_config();  // of the shape of SmolLM2-135M
+  config.vocab_size = 49152;
+  config.hidden_size = 576;
+  config.intermediate_size = 1536;
+  config.num_layers = 30;
+  config.num_q_heads = 9;
+  config.num_kv_heads = 3;
+  config.head_dim = 64;
+  config.qk_norm = false;
+  const RandomWeights source(config, 1);
+  for (const int batch : {1, 16}) {
+    double best[2] = {1e9, 1e9};
+    for (int round = 0; round < 6; ++round) {
+      const auto measure = [&](auto&& engine) {
+        std::vector<Request> requests;
+        for (int i = 0; i < batch; ++i) { requests.push_back(greedy_request(tiny_prompt(i, 16), 33)); }
+        const auto begin = std::chrono::steady_clock::now();
+        engine.generate(std::move(requests));
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / 33;
+      };
+      EngineOptions options = roomy_options();
+      options.device.num_threads = 0;
+      best[0] = std::min(best[0], measure(TinyEngine<>(config, source, options)));
+      best[1] = std::min(best[1], measure(AheadEngine<>(config, source, options)));
+    }
+    std::printf("batch %d: %.3f ms a step, %.3f ms a step one step ahead\n", batch, best[0] * 1e3, best[1] * 1e3);
+  }
 }

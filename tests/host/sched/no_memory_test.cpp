@@ -1,4 +1,6 @@
 /// Every allocation of host memory in turn fails, in add and in schedule: nothing is lost and nothing is half done.
+#include "support/failing_new.hpp"
+
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/sched/fair_share_order.hpp>
@@ -12,43 +14,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <vector>
 
 namespace {
 
-/// Allocations until one fails; negative: none does. Of this thread only.
-thread_local std::int64_t allocations_left = -1;
-
-}  // namespace
-
-// The whole program's operator new; it counts only while a test asks for it. Inlined, g++ 12 would take malloc and delete for a
-// mismatched pair.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (allocations_left == 0) { throw std::bad_alloc(); }
-  if (allocations_left > 0) { --allocations_left; }
-  if (void* const memory = std::malloc(size > 0 ? size : 1)) { return memory; }
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
-namespace {
-
 using namespace nvl;
-
-/// Runs `work` with the n-th allocation failing. \returns whether it did fail
-template <class Work>
-bool fails_at(std::int64_t n, Work&& work) {
-  allocations_left = n;
-  bool failed = false;
-  try {
-    work();
-  } catch (const std::bad_alloc&) { failed = true; }
-  allocations_left = -1;
-  return failed;
-}
+using namespace nvl_test;
 
 std::vector<Sequence> some_sequences() {
   std::vector<Sequence> seqs(6);
