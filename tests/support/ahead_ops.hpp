@@ -101,11 +101,12 @@ class AheadOps : public nvl::CpuOps<float> {
     nvl::SampledToken nothing;
     nothing.token = -999;
     out.sampled.assign(in.sampling.size(), nothing);
-    thread_.start([this, &in, body = std::forward<Body>(body)] {
+    thread_.start([this, &in, body = std::forward<Body>(body), transfers = std::exchange(transfers_, {})] {
       for (nvl::TokenId& id : in.token_ids) {
         if (id < 0) { id = chosen_.at(static_cast<std::size_t>(-1 - id)); }
       }
       body();
+      if (!transfers.out.empty() || !transfers.in.empty()) { Base::transfer_blocks(transfers); }
       ++num_run_;
     });
   }
@@ -120,6 +121,9 @@ class AheadOps : public nvl::CpuOps<float> {
   void wait_for_steps() {
     if (!thread_.is_current()) { thread_.wait_for_all(); }
   }
+
+  /// Beside the step, so after its tokens is early enough. The spans are those of the step.
+  void transfer_blocks(const nvl::BlockTransfers<float>& call) { transfers_ = call; }
 
   void sample(const nvl::StepInput& in, const float* logits, std::int32_t vocab_size, nvl::StepOutput&) {
     nvl::StepOutput& hidden = hidden_[num_run_ % hidden_.size()];
@@ -151,6 +155,7 @@ class AheadOps : public nvl::CpuOps<float> {
   std::array<nvl::StepOutput, 2> hidden_;
   std::vector<nvl::TokenId> chosen_;  // the thread's
   std::uint64_t num_run_ = 0;         // the thread's
+  nvl::BlockTransfers<float> transfers_;
   std::uint64_t num_staged_ = 0, num_awaited_ = 0;
   StepThread thread_;
 };
@@ -160,6 +165,9 @@ class AheadAttention : public nvl::CpuPagedAttention<float> {
  public:
   using Ops = AheadOps;
   AheadAttention(const nvl::AttentionShape& shape, AheadOps& ops) : nvl::CpuPagedAttention<float>(shape, ops), ops_(ops) {}
+  AheadAttention(const AheadAttention&) = delete;
+  AheadAttention& operator=(const AheadAttention&) = delete;
+  ~AheadAttention() { ops_.wait_for_steps(); }  // before the memory goes that they write
 
   /// The first call of a pass.
   void plan(const nvl::AttentionMetadata& metadata) {

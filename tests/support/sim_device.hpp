@@ -142,7 +142,7 @@ class SimOps {
     const InSimDevice here;
     if constexpr (!kAhead) {
       if (sim_faults.on_step) { sim_faults.on_step(in); }
-      body();
+      run(in.step, body);
     } else {
       jobs_[num_launched_++ % jobs_.size()].body = std::forward<Body>(body);
       if (sim_mix(in.step) % 2 == 0) { run_until(num_launched_); }
@@ -208,6 +208,17 @@ class SimOps {
     }
   }
 
+  /// At once, after the step's tokens or before the next step's, by the hash of the step's number.
+  void transfer_blocks(const nvl::BlockTransfers<float>& call) {
+    const InSimDevice here;
+    Transfers& mine = transfers_[num_transferring_++ % transfers_.size()];
+    mine.call = call;
+    mine.out.assign(call.out.begin(), call.out.end());
+    mine.in.assign(call.in.begin(), call.in.end());
+    if constexpr (kAhead) { jobs_[(num_staged_ - 1) % jobs_.size()].has_transfers = true; }
+    if constexpr (!kAhead) { has_transfers_ = true; }
+  }
+
   void sample(const nvl::StepInput& in, const float* logits, std::int32_t vocab_size, nvl::StepOutput& out) {
     nvl::StepOutput& to = kAhead ? jobs_[num_run_ % jobs_.size()].hidden : out;
     to.sampled.clear();
@@ -229,16 +240,52 @@ class SimOps {
   }
 
  private:
+  struct Transfers {
+    nvl::BlockTransfers<float> call;
+    std::vector<nvl::BlockTransfer> out, in;
+  };
+
   struct Job {
     const nvl::StepInput* source = nullptr;  // the engine keeps it as it is until the step is collected
     nvl::StepInput input;
     std::vector<nvl::TokenId> ids;
     std::function<void()> body;
     nvl::StepOutput hidden;
+    bool has_transfers = false;
   };
 
   static void copy(float* out, std::int64_t out_width, const float* x, std::int64_t x_width, std::int32_t rows) {
     for (std::int64_t r = 0; r < rows; ++r) { sim::store(out + r * out_width, sim::load(x + r * x_width)); }
+  }
+
+  /// The tokens of a step, and its transfers beside them.
+  template <class Body>
+  void run(std::uint64_t step, Body&& body) {
+    transfer_until(num_transfers_begun_);  // those of the step before at the latest
+    bool& mine = kAhead ? jobs_[num_run_ % jobs_.size()].has_transfers : has_transfers_;
+    if (std::exchange(mine, false)) { ++num_transfers_begun_; }
+    const std::uint64_t when = sim_mix(step ^ 0x7ea) % 3;
+    if (when == 0) { transfer_until(num_transfers_begun_); }
+    body();
+    if (when == 1) { transfer_until(num_transfers_begun_); }
+  }
+
+  void transfer_until(std::uint64_t end) {
+    for (; num_transferred_ < end; ++num_transferred_) {
+      const Transfers& now = transfers_[num_transferred_ % transfers_.size()];
+      const nvl::KvLayout& layout = now.call.layout;
+      const auto bytes = static_cast<std::size_t>(layout.block_elements()) * sizeof(float);
+      for (std::int32_t layer = 0; layer < now.call.num_layers; ++layer) {
+        const auto on_device = [&](const nvl::BlockTransfer& t) {
+          return now.call.kv + layer * layout.layer_elements() + std::int64_t{index_of(t.device)} * layout.block_elements();
+        };
+        const auto on_host = [&](const nvl::BlockTransfer& t) {
+          return now.call.host + layout.whole_block_offset(index_of(t.host), layer, now.call.num_layers);
+        };
+        for (const nvl::BlockTransfer& t : now.out) { std::memcpy(static_cast<void*>(on_host(t)), on_device(t), bytes); }
+        for (const nvl::BlockTransfer& t : now.in) { std::memcpy(static_cast<void*>(on_device(t)), on_host(t), bytes); }
+      }
+    }
   }
 
   void run_until(std::uint64_t end) {
@@ -250,17 +297,20 @@ class SimOps {
         if (id < 0) { id = chosen_.at(static_cast<std::size_t>(-1 - id)); }
       }
       if (sim_faults.on_step) { sim_faults.on_step(job.input); }
-      job.body();
+      run(job.input.step, job.body);
       ++num_run_;
     }
   }
 
   std::vector<nvl::TokenId> chosen_;  // by the last step that ran
   std::array<Job, 2> jobs_;
+  std::array<Transfers, 3> transfers_;  // of two steps in flight and of the one before them
+  std::uint64_t num_transferring_ = 0, num_transfers_begun_ = 0, num_transferred_ = 0;
+  bool has_transfers_ = false;  // the step that is launched next
   std::uint64_t num_staged_ = 0, num_launched_ = 0, num_run_ = 0, num_awaited_ = 0;
 };
-static_assert(nvl::DeviceOps<SimOps<false>>);
-static_assert(nvl::DeviceOps<SimOps<true>>);
+static_assert(nvl::TransferringOps<SimOps<false>>);
+static_assert(nvl::TransferringOps<SimOps<true>>);
 
 template <bool kAhead = false, std::int32_t kBlockSize = 4>
 class SimAttention {
@@ -339,11 +389,12 @@ template <class Scheduler = nvl::PrefillFirstScheduler, class Allocator = nvl::P
           std::int32_t kBlockSize = 4>
 using SimEngine = nvl::Engine<Scheduler, Allocator, SimAttention<kAhead, kBlockSize>, nvl::SingleDevice>;
 
-inline nvl::EngineOptions sim_options(std::int64_t num_blocks) {
+inline nvl::EngineOptions sim_options(std::int64_t num_blocks, std::int64_t num_host_blocks = 0) {
   nvl::EngineOptions options;
   options.max_num_seqs = 8;
   options.max_num_batched_tokens = 24;
   options.num_blocks = num_blocks;
+  options.swap_space_bytes = num_host_blocks * sim::num_layers * 2 * 2 * 4 * 4;  // layers x (K, V) x head_dim x tokens x bytes
   options.device.num_threads = 1;
   options.seed = 1;
   return options;

@@ -368,10 +368,10 @@ class Engine {
   Allocator allocator_;
   Scheduler scheduler_;
   Parallel parallel_;
+  std::array<Flight, 2> flights_;  // the oldest step not yet collected, and the next; outlive the ranks, which may read them
   std::vector<std::unique_ptr<RankState>> ranks_;
   EngineStats stats_;
   Requests requests_;
-  std::array<Flight, 2> flights_;  // the oldest step not yet collected, and the next
   std::size_t current_ = 0;
   StepBuffer probe_buffer_;
   std::string failure_;

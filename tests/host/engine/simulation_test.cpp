@@ -63,6 +63,18 @@ void run_some(Engine& engine, int num_requests, unsigned seed) {
   CHECK(engine.failure().empty());
 }
 
+template <class Engine>
+constexpr bool has_host_tier = false;
+template <class Scheduler, class Allocator, class Attention, class Parallel>
+constexpr bool has_host_tier<Engine<Scheduler, Allocator, Attention, Parallel>> = TieredAllocator<Allocator>;
+
+/// Without a preemption that swaps, host blocks are for what the prefix cache would lose.
+template <class Engine>
+constexpr bool uses_host_tier = false;
+template <class Order, class Preemption, class Allocator, class Attention, class Parallel>
+constexpr bool uses_host_tier<Engine<TokenBudgetScheduler<Order, Preemption>, Allocator, Attention, Parallel>> =
+    PrefixCachingAllocator<Allocator> && TieredAllocator<Allocator>;
+
 }  // namespace
 
 using Engines =
@@ -73,9 +85,13 @@ using Engines =
 
 TEMPLATE_LIST_TEST_CASE("every request gets the tokens of the model alone, with room and without", "[engine][host]", Engines) {
   for (const int num_blocks : {400, 13}) {
-    TestType engine(sim_config(), sim_weights(), sim_options(num_blocks));
-    run_some(engine, 300, static_cast<unsigned>(num_blocks));
-    if (num_blocks == 13) { CHECK(engine.stats().num_preemptions > 0); }
+    for (const int num_host_blocks : {0, 40}) {
+      if (num_host_blocks > 0 && !has_host_tier<TestType>) { continue; }
+      TestType engine(sim_config(), sim_weights(), sim_options(num_blocks, num_host_blocks));
+      run_some(engine, 300, static_cast<unsigned>(num_blocks + num_host_blocks));
+      if (num_blocks == 13) { CHECK(engine.stats().num_preemptions > 0); }
+      if (num_blocks == 13 && num_host_blocks > 0 && uses_host_tier<TestType>) { CHECK(engine.stats().swapped_in_blocks > 0); }
+    }
   }
 }
 
