@@ -8,6 +8,7 @@
 
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -22,6 +23,7 @@ namespace nvl::inline NVL_ABI {
 struct StreamedToken {
   SampledToken sampled;  // the token, with its log-probabilities if asked for
   std::string text;      // that may be shown now
+  std::uint32_t choice = 0;
 };
 
 namespace detail {
@@ -38,7 +40,7 @@ class StreamBuffer {
       overflowed_ = true;
       return false;
     }
-    tokens_.push_back({*event.sampled, std::string(event.text)});
+    tokens_.push_back({*event.sampled, std::string(event.text), event.choice});
     changed_.notify_one();
     return true;
   }
