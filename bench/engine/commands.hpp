@@ -30,15 +30,15 @@ struct ThroughputCommand {
   std::optional<std::filesystem::path> step_log;
   double think_time = 0;  // [s]
   std::int32_t num_runs = 1;
-  bool fresh_ids = false, no_prefix_caching = false;
+  bool fresh_ids = false;
 
   void add_to(nvl_examples::OptionParser& parser);
   int run(const std::vector<std::string>& command);
 
  private:
   void validate();
-  /// \param run 0 is the load itself, the others have other ids
-  Workload make_load(const nvl::ModelConfig& config, RandomIds& random, std::uint64_t run = 0) const;
+  /// \param run of a trace: another seed for each
+  Workload make_load(const nvl::ModelConfig& config, std::uint64_t run) const;
   /// Whether requests have tokens in common, as the load's purpose.
   bool shares_prefixes() const { return dataset == "shared-prefix" || dataset == "chat" || dataset == "agents"; }
 };

@@ -96,8 +96,6 @@ class Replay {
   void submit(Pending next) {
     round_.input_tokens += std::ssize(next.request.prompt_ids);
     expected_output_ += next.request.sampling.max_tokens;
-    if (options_.no_cache) { next.request.cache_salt = std::to_string(num_submitted_); }
-    ++num_submitted_;
     ++num_live_;
     const double late = load_.arrivals.empty() ? 0 : now() - next.due;
     nvl::RequestCallbacks callbacks;
@@ -140,7 +138,7 @@ class Replay {
       throw std::runtime_error("the engine gave " + std::to_string(round_.output_tokens) + " tokens instead of " +
                                std::to_string(expected_output_));
     }
-    if (round_.cached_tokens > 0 && (options_.no_cache || !options_.may_hit_cache)) {
+    if (round_.cached_tokens > 0 && !options_.may_hit_cache) {
       throw std::runtime_error("the prefix cache had part of a prompt");
     }
   }
@@ -158,7 +156,7 @@ class Replay {
   const RoundOptions options_;
   std::vector<Pending> pending_;  // heap
   Clock::time_point start_{};
-  std::size_t num_live_ = 0, num_submitted_ = 0;
+  std::size_t num_live_ = 0;
   std::int64_t expected_output_ = 0;
   bool was_pause_ = true;
   std::string error_;
@@ -172,8 +170,9 @@ Round run_round(nvl::AnyEngine& engine, const Workload& load, const RoundOptions
   return Replay(engine, load, options).run();
 }
 
-void write_step_log(const std::filesystem::path& path, std::span<const Round> rounds) {
+void write_step_log(const std::filesystem::path& path, const std::string& model, std::span<const Round> rounds) {
   std::ofstream file(path);
+  file << "# model " << model << '\n';
   file << "run,start_s,us,seqs,tokens,samples,decodes,decode_kv_tokens,prefill_kv_tokens,prefill_pairs,copies,transfers,waiting,"
           "running\n";
   for (std::size_t run = 0; run < rounds.size(); ++run) {
@@ -246,6 +245,8 @@ Json report_head(const std::vector<std::string>& command, const BenchModel& mode
   Json json = environment(command, common.model_name(), model.dtype(), given > 0 ? given : nvl::ThreadPool::default_num_threads(),
                           device);
   json["batch_invariant"] = common.batch_invariant || common.model.device == "cpu";
+  json["scheduler"] = common.model.policies.scheduler;
+  json["prefix_cache"] = common.model.policies.prefix_cache;
   return json;
 }
 

@@ -38,7 +38,6 @@ struct StepRecord {
 
 struct RoundOptions {
   bool may_hit_cache = false;  // whether the prefix cache may have parts of the prompts
-  bool no_cache = false;       // a salt for each request: the prefix cache finds nothing
   bool log_steps = false;
   nvl_examples::Progress* bar = nullptr;
 };
@@ -59,9 +58,9 @@ struct Round {
 /// \throws std::runtime_error if a request fails
 Round run_round(nvl::AnyEngine& engine, const Workload& load, const RoundOptions& options = {});
 
-/// Writes the steps of all rounds as comma-separated values under a line of names.
+/// Writes the steps of all rounds as comma-separated values, under a line "# model NAME" and one of the columns' names.
 /// \throws std::runtime_error if `path` cannot be written
-void write_step_log(const std::filesystem::path& path, std::span<const Round> rounds);
+void write_step_log(const std::filesystem::path& path, const std::string& model, std::span<const Round> rounds);
 
 /// What the CPU engine promises: two requests give the same tokens together and alone. \throws std::runtime_error
 void check_together_and_alone(nvl::AnyEngine& engine, RequestLengths lengths, RandomIds& random);

@@ -17,7 +17,7 @@ void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
   common.add_model_to(parser);
   parser.group("Load");
   parser.option("--dataset", dataset, "NAME",
-                "nano-vllm: what its bench.py asks, 256 requests of 100 to 1024 tokens in and out; random; or another of " +
+                "nano-vllm: what its bench.py asks, 256 requests of 100 to 1024 tokens in and out; or another of " +
                     trace_list() + ". Default: nano-vllm, unless a length or number is given.");
   parser.option("--num-prompts", num_prompts, "N", "All but nano-vllm: requests. Default: 64, of random; 1000 of the others.");
   parser.option("--input-len", input_len, "N", "random: prompt tokens of a request. Default: 512.");
@@ -28,8 +28,6 @@ void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
   parser.option("--request-rate", request_rate, "R",
                 "Requests a second, arriving at random (Poisson) times. Default: all are submitted at the start.");
   parser.option("--think-time", think_time, "S", "chat, agents: mean seconds from an answer to the next turn. Default: 0.");
-  parser.flag("--no-enable-prefix-caching", no_prefix_caching,
-              "Each request has a cache salt of its own, so that the prefix cache finds nothing.");
   parser.option("--num-runs", num_runs, "N",
                 "Runs of the load that are counted; the one of median time is reported. Default: 1.");
   parser.option("--num-warmups", num_warmups, "N", "Runs before them. Default: 1 with --fresh-ids, else 0.");
@@ -45,8 +43,8 @@ void ThroughputCommand::validate() {
   common.validate();
   const bool is_described = num_prompts || input_len || output_len || range_ratio;
   const std::string name = dataset.value_or(is_described ? "random" : "nano-vllm");
-  if (name != "random" && std::ranges::find(trace_names, name) == trace_names.end()) {
-    throw UsageError("--dataset is \"" + name + "\": must be random or one of " + trace_list());
+  if (std::ranges::find(trace_names, name) == trace_names.end()) {
+    throw UsageError("--dataset is \"" + name + "\": must be one of " + trace_list());
   }
   if (name == "nano-vllm" && num_prompts) {
     throw UsageError("--dataset nano-vllm fixes its number of requests: no --num-prompts");
@@ -72,8 +70,14 @@ void ThroughputCommand::validate() {
   }
 }
 
-Workload ThroughputCommand::make_load(const nvl::ModelConfig& config, RandomIds& random, std::uint64_t run) const {
-  const double rate = request_rate.value_or(std::numeric_limits<double>::infinity());
+Workload ThroughputCommand::make_load(const nvl::ModelConfig& config, std::uint64_t run) const {
+  const TraceOptions options{.num_prompts = num_prompts.value_or(dataset == "random" ? 64 : 1000),
+                             .request_rate = request_rate.value_or(std::numeric_limits<double>::infinity()),
+                             .lengths = {input_len.value_or(512), output_len.value_or(128)},
+                             .range_ratio = range_ratio.value_or(0),
+                             .think_time = think_time,
+                             .num_ids = config.vocab_size,
+                             .seed = common.seed + run};
   Workload load;
   if (dataset == "nano-vllm") {
     load = nano_vllm_workload();
@@ -81,17 +85,14 @@ Workload ThroughputCommand::make_load(const nvl::ModelConfig& config, RandomIds&
       throw UsageError("--dataset nano-vllm has ids up to " + std::to_string(load.num_ids - 1) + ", the model's vocabulary is " +
                        std::to_string(config.vocab_size) + ": --dataset random takes any");
     }
-  } else if (dataset == "random") {
-    load = random_workload(num_prompts.value_or(64), {input_len.value_or(512), output_len.value_or(128)}, range_ratio.value_or(0),
-                           config.vocab_size, random);
+    if (request_rate) {
+      TraceOptions arrivals = options;
+      arrivals.num_prompts = std::ssize(load.prompts);
+      load.arrivals = poisson_arrivals(arrivals);
+    }
   } else {
-    load = workload_of(*dataset, {.num_prompts = num_prompts.value_or(1000),
-                                  .request_rate = rate,
-                                  .think_time = think_time,
-                                  .num_ids = config.vocab_size,
-                                  .seed = common.seed + run});
+    load = workload_of(*dataset, options);
   }
-  if (request_rate && load.arrivals.empty()) { load.arrivals = poisson_arrivals(load.size(), rate, common.seed); }
   load.temperature = static_cast<float>(temperature.value_or(load.temperature));
   return load;
 }
@@ -122,12 +123,11 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
   validate();
   BenchModel model(common);
   RandomIds random(model.config().vocab_size, common.seed);
-  const Workload load = make_load(model.config(), random);
+  const Workload load = make_load(model.config(), 0);
   RandomIds fresh(load.num_ids, common.seed + 1);
   const bool is_replayed = load.name == "nano-vllm" && !fresh_ids;  // each run is the same load
   const auto fresh_load = [&](std::int32_t run) {
-    if (load.turns != nullptr) { return make_load(model.config(), random, static_cast<std::uint64_t>(run) + 1); }
-    return load.with_fresh_ids(fresh);
+    return load.turns != nullptr ? make_load(model.config(), static_cast<std::uint64_t>(run)) : load.with_fresh_ids(fresh);
   };
 
   nvl::EngineOptions options;
@@ -145,17 +145,17 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
     const std::int32_t before = num_warmups.value_or(fresh_ids ? 1 : 0);
     for (std::int32_t i = 0; i < before + num_runs; ++i) {
       const bool counts = i >= before;
+      // The first run that counts has the ids of --seed, as a simulation of it.
+      const std::int32_t run = counts ? i - before : num_runs + i;
       const bool is_first_warmup = !counts && i == 0;
       std::vector<Round>& list = counts ? rounds : warmups;
-      list.push_back(run_round(engine, is_replayed || is_first_warmup ? load : fresh_load(i),
-                               {.may_hit_cache = shares_prefixes() || (is_replayed && i > 0),
-                                .no_cache = no_prefix_caching,
-                                .log_steps = step_log && counts,
-                                .bar = &bar}));
+      list.push_back(run_round(
+          engine, is_replayed || (is_first_warmup && load.turns == nullptr) ? load : fresh_load(run),
+          {.may_hit_cache = shares_prefixes() || (is_replayed && i > 0), .log_steps = step_log && counts, .bar = &bar}));
     }
   }
   const DeviceReport device = describe_device(common);
-  if (step_log) { write_step_log(*step_log, rounds); }
+  if (step_log) { write_step_log(*step_log, common.model_name(), rounds); }
 
   const Round& round = median_round(rounds);
   const auto output_tokens = static_cast<double>(round.output_tokens);
@@ -174,7 +174,6 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
   }
   json["temperature"] = load.temperature;
   json["request_rate"] = request_rate ? Json(*request_rate) : Json("inf");
-  json["prefix_caching"] = !no_prefix_caching;
   json["fresh_ids"] = !is_replayed;
   json["num_runs"] = num_runs;
   json["load_s"] = opened.load_seconds;

@@ -24,6 +24,8 @@ namespace nvl_bench {
 struct TraceOptions {
   std::int64_t num_prompts = 1000;  // requests that come by themselves; further turns are not counted
   double request_rate = std::numeric_limits<double>::infinity();  // [1/s] of them: Poisson arrivals; infinite: all at the start
+  RequestLengths lengths{512, 128};                               // of the trace "random"
+  double range_ratio = 0;                                         // its lengths vary evenly from (1 - r) to (1 + r) times those
   double think_time = 0;                                          // [s] mean, exponential, between an answer and the next turn
   std::int32_t num_ids = 1000;                                    // token ids are below it
   std::uint64_t seed = 0;
@@ -90,6 +92,26 @@ class ShareGptTrace : public RandomTrace {
   void fill(TraceRandom& random, TraceRequest& out) override {
     const std::int32_t input = sharegpt_input.draw(random);
     out.output_len = sharegpt_output.draw(random);
+    append_ids(random, out, input);
+  }
+};
+
+/// Lengths that vary evenly about given ones.
+class EvenTrace final : public RandomTrace {
+ public:
+  explicit EvenTrace(const TraceOptions& options) : RandomTrace(options) {}
+  std::int32_t max_total_len() const override { return highest(options_.lengths.input) + highest(options_.lengths.output); }
+
+ private:
+  std::int32_t lowest(std::int32_t length) const {
+    return std::max(1, static_cast<std::int32_t>(length * (1 - options_.range_ratio)));
+  }
+  std::int32_t highest(std::int32_t length) const { return static_cast<std::int32_t>(length * (1 + options_.range_ratio)); }
+  std::int32_t draw(TraceRandom& random, std::int32_t length) const { return random.between(lowest(length), highest(length)); }
+
+  void fill(TraceRandom& random, TraceRequest& out) override {
+    const std::int32_t input = draw(random, options_.lengths.input);
+    out.output_len = draw(random, options_.lengths.output);
     append_ids(random, out, input);
   }
 };
@@ -221,8 +243,8 @@ class WorkloadTrace final : public RandomTrace {
   Workload load_;
 };
 
-inline constexpr std::array<std::string_view, 7> trace_names{"nano-vllm", "sharegpt", "shared-prefix", "chat",
-                                                             "agents",    "giant",    "overload"};
+inline constexpr std::array<std::string_view, 8> trace_names{"nano-vllm", "random", "sharegpt", "shared-prefix",
+                                                             "chat",      "agents", "giant",    "overload"};
 
 /// "nano-vllm, sharegpt, ..."
 inline std::string trace_list() {
@@ -234,6 +256,7 @@ inline std::string trace_list() {
 /// Nothing for a name that is not in trace_names.
 inline std::unique_ptr<Trace> make_trace(std::string_view name, const TraceOptions& options) {
   if (name == "nano-vllm") { return std::make_unique<WorkloadTrace>(options, nano_vllm_workload()); }
+  if (name == "random") { return std::make_unique<EvenTrace>(options); }
   if (name == "sharegpt") { return std::make_unique<ShareGptTrace>(options); }
   if (name == "shared-prefix") { return std::make_unique<SharedPrefixTrace>(options); }
   if (name == "chat") { return std::make_unique<ConversationTrace>(options, chat_shape); }
@@ -258,12 +281,11 @@ inline Workload workload_of(std::string_view name, const TraceOptions& options) 
   return load;
 }
 
-/// [s] at which requests come that nothing holds back: Poisson arrivals.
-inline std::vector<double> poisson_arrivals(std::size_t count, double rate, std::uint64_t seed) {
-  TraceRandom random(seed);
-  std::vector<double> arrivals(count);
-  double now = 0;
-  for (double& at : arrivals) { at = now += random.exponential(1 / rate); }
+/// [s] at which the requests of any trace without bursts come.
+inline std::vector<double> poisson_arrivals(const TraceOptions& options) {
+  std::vector<double> arrivals;
+  ShareGptTrace trace(options);
+  for (TraceRequest request; trace.next(request);) { arrivals.push_back(request.arrival); }
   return arrivals;
 }
 

@@ -107,7 +107,7 @@ TEST_CASE("arrivals have the rate that was asked for", "[bench][host]") {
   for (const TraceRequest& request : all) { early += std::fmod(request.arrival, 20) < 10 ? 1 : 0; }
   CHECK(static_cast<double>(early) / static_cast<double>(all.size()) == Approx(0.9).epsilon(0.02));
 
-  const std::vector<double> arrivals = poisson_arrivals(40'000, 100, 3);
+  const std::vector<double> arrivals = poisson_arrivals({.num_prompts = 40'000, .request_rate = 100, .seed = 3});
   CHECK(arrivals.back() == Approx(400).epsilon(0.03));
   CHECK(std::is_sorted(arrivals.begin(), arrivals.end()));
 }
