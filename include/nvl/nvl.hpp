@@ -5,12 +5,12 @@
 #include <nvl/attention/cpu_paged_attention.hpp>
 #include <nvl/engine/any_engine.hpp>
 #include <nvl/engine/async_engine.hpp>
+#include <nvl/engine/disaggregated_engine.hpp>
 #include <nvl/engine/engine.hpp>
 #include <nvl/engine/with_engine.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
-#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/model/random_weights.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/single_device.hpp>

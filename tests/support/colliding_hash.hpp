@@ -4,7 +4,6 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_hash.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
-#include <nvl/kv/radix_cache_allocator.hpp>
 
 #include <cstdint>
 #include <span>
@@ -26,5 +25,3 @@ struct ConstantHash {
 
 using FourBitCache = nvl::BasicPrefixCacheAllocator<FourBitHash>;
 using OneBucketCache = nvl::BasicPrefixCacheAllocator<ConstantHash>;
-using FourBitRadixCache = nvl::BasicRadixCacheAllocator<FourBitHash>;
-using OneBucketRadixCache = nvl::BasicRadixCacheAllocator<ConstantHash>;

@@ -72,7 +72,7 @@ concept has_num_done = requires(X x) {
 /// |                                 |               |        | not wait. Throws if a copy failed, and then always                 |
 ///
 /// Until a call of `start` is done nobody writes its `from` blocks and nobody reads or writes its `to` blocks: both caches keep them
-/// under a lease. The destructor waits, unless a device hangs.
+/// under a lease. A copy that failed writes nothing any more. The destructor waits, unless a device hangs.
 template <class X>
 concept KvTransfer = detail::kv_transfer::has_types<X> && detail::kv_transfer::has_constructor<X> &&
                      detail::kv_transfer::has_start<X> && detail::kv_transfer::has_num_done<X>;

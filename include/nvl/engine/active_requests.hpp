@@ -8,6 +8,7 @@
 #include <nvl/core/step.hpp>
 #include <nvl/engine/accept_token.hpp>
 #include <nvl/engine/beam_search.hpp>
+#include <nvl/engine/block_lease.hpp>
 #include <nvl/engine/choices.hpp>
 #include <nvl/engine/completion.hpp>
 #include <nvl/engine/engine_options.hpp>
@@ -34,6 +35,13 @@
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
+
+/// A request whose prompt is computed and whose first token is chosen, for another engine to go on with.
+template <BlockAllocator A>
+struct ComputedPrompt {
+  std::unique_ptr<RequestState> request;  // owns no blocks
+  BlockLease<A> blocks;                   // with K and V of the prompt
+};
 
 /// Owns the requests that have not ended, and their choices, which a scheduler and steps in flight point at. Called by the
 /// engine's thread, before and after each step:
@@ -62,11 +70,14 @@ class ActiveRequests {
   bool empty() const noexcept { return requests_.empty(); }
 
   /// Queues a request that is valid. Throws if the scheduler does or without memory; then nothing has changed.
-  RequestId add(Request request, RequestCallbacks callbacks) {
-    // From here to its end nothing that frees its blocks needs memory.
-    reserve_for_one_more(finished_, finished_.size() + requests_.size());
-    reserve_for_one_more(retired_, requests_.size());
+  /// \param total_elsewhere > 0: it has one choice, and leaves when its prompt is computed, for another engine that will bring it
+  ///        to so many tokens
+  RequestId add(Request request, RequestCallbacks callbacks, std::int32_t total_elsewhere = 0) {
+    reserve_for_end();
+    reserve_for_one_more(computed_, computed_.size() + requests_.size());
     PrefixId prefix_root;
+    std::string salt_elsewhere;
+    if (total_elsewhere > 0) { salt_elsewhere = request.cache_salt; }
     if constexpr (PrefixCachingAllocator<Allocator>) { prefix_root = allocator_.root(request.cache_salt); }
     auto state = make_request(std::move(request), std::move(callbacks), config_, options_, plan_);
     const RequestId id = state->id = RequestId{next_id_};
@@ -76,6 +87,11 @@ class ActiveRequests {
     first.id = SeqId{next_seq_id_};
     first.request = id;
     first.prefix_root = prefix_root;
+    if (total_elsewhere > 0) {
+      state->total_elsewhere = total_elsewhere;
+      state->salt_elsewhere = std::move(salt_elsewhere);
+      first.max_total_tokens = first.num_prompt + 1;  // here
+    }
     requests_.emplace(id, std::move(state));
     std::string error;
     contain([&] { scheduler_.add(first); }, [&](const char* what) { error = what; });
@@ -95,13 +111,21 @@ class ActiveRequests {
   /// False if it is unknown or has ended.
   bool abort(RequestId id) {
     const auto found = requests_.find(id);
-    if (found == requests_.end()) { return false; }
-    finish(*found->second, FinishReason::abort);
+    if (found != requests_.end()) {
+      finish(*found->second, FinishReason::abort);
+      return true;
+    }
+    const auto computed = std::ranges::find(computed_, id, [](const auto& prompt) { return prompt.request->id; });
+    if (computed == computed_.end()) { return false; }
+    ComputedPrompt<Allocator> prompt = std::move(*computed);
+    computed_.erase(computed);
+    end_apart(std::move(prompt.request), FinishReason::abort, {});
     return true;
   }
 
   void finish_all(FinishReason reason, std::string_view error) {
     while (!requests_.empty()) { finish(*requests_.begin()->second, reason, error); }
+    while (!computed_.empty()) { end_apart(take_oldest_computed().request, reason, error); }
   }
 
   /// Ends the requests of a step that will not be computed.
@@ -193,6 +217,78 @@ class ActiveRequests {
     return any;
   }
 
+  // --- Requests that move between engines ---
+
+  /// Those that have left and wait to be taken. Steps that wrote their blocks have been collected.
+  std::size_t num_computed() const noexcept { return computed_.size(); }
+  RequestState& oldest_computed() noexcept { return *computed_.front().request; }
+  ComputedPrompt<Allocator> take_oldest_computed() noexcept {
+    ComputedPrompt<Allocator> prompt = std::move(computed_.front());
+    computed_.erase(computed_.begin());
+    return prompt;
+  }
+
+  /// Gives `request`, whose prompt another engine has computed, the blocks of its prompt and its first token; those that the
+  /// cache knows are filled already (num_published of its sequence). False: not now, as the running sequences need what is free.
+  bool reserve(RequestState& request) {
+    ChoiceState& choice = *request.choices.front();
+    const std::uint32_t num_rivals = scheduler_.num_running() + num_reserved_;
+    // Sequences that lost their blocks go first.
+    if (scheduler_.num_waiting() > 0 || num_rivals >= static_cast<std::uint32_t>(options_.max_num_seqs)) { return false; }
+    if constexpr (PrefixCachingAllocator<Allocator>) {
+      choice.prefix_root = choice.published_prefix = allocator_.root(request.salt_elsewhere);
+    }
+    if (!try_admit(choice, allocator_, block_size_, num_rivals)) { return false; }
+    ++num_reserved_;
+    return true;
+  }
+
+  /// The blocks that `reserve` gave to `request`, which will not run.
+  BlockLease<Allocator> cancel(RequestState& request) noexcept {
+    --num_reserved_;
+    return take_blocks(*request.choices.front());
+  }
+
+  /// `request`, whose blocks are filled, runs from the next step on. False: there is no place for it now, and nothing changed.
+  /// Throws if the scheduler does or without memory, and then nothing changed either.
+  bool adopt(std::unique_ptr<RequestState>& request)
+    requires ForkingScheduler<Scheduler, Allocator>
+  {
+    reserve_for_end();
+    ChoiceState& choice = *request->choices.front();
+    const auto place = requests_.try_emplace(request->id).first;
+    std::string error;
+    contain(
+        [&] {
+          choice.num_computed = choice.num_prompt;
+          choice.is_scheduled = scheduler_.try_add_running(choice);
+        },
+        [&](const char* what) { error = what; });
+    if (!choice.is_scheduled) {
+      requests_.erase(place);
+      if (!error.empty()) { raise(Error("the scheduler refused a computed prompt: " + error)); }
+      return false;
+    }
+    --num_reserved_;
+    request->total_elsewhere = 0;
+    place->second = std::move(request);
+    contain([&] { publish_full_blocks(choice, allocator_, block_size_); },
+            [&](const char* what) { finish(*choice.owner, FinishReason::error, what); });
+    return true;
+  }
+
+  /// Ends a request that is of no engine now. Needs no memory.
+  void end_apart(std::unique_ptr<RequestState> request, FinishReason reason, std::string_view error) {
+    ChoiceState& choice = *request->choices.front();
+    if (!choice.block_table.empty()) { --num_reserved_; }
+    retire(choice, reason);
+    request->num_live = 0;
+    report_end(*request, reason, error);
+  }
+
+  /// Blocks are kept from the scheduler's sequences.
+  bool withholds_blocks() const noexcept { return num_leased_ + num_reserved_ > 0; }
+
  private:
   static std::uint64_t random_seed() {
     std::random_device source;
@@ -247,10 +343,28 @@ class ActiveRequests {
       advance_beam(choice, rows.front().top_logprobs);
       return;
     }
+    if (request.total_elsewhere > 0) {
+      choice.max_total_tokens = request.total_elsewhere;  // it has left the scheduler
+      accept(choice, rows.front(), end + 1);
+      if (choice.status != SeqStatus::finished) { send_away(request); }
+      return;
+    }
     const bool has_forks = request.has_forks_pending();
     if (has_forks) { add_forks(choice, rows.subspan(1)); }  // before the first may end and give up its blocks
     accept(choice, rows.front(), end + 1);
     if (has_forks) { start_forks(request, rows, end + 1); }
+  }
+
+  void send_away(RequestState& request) noexcept {
+    auto node = requests_.extract(request.id);
+    computed_.push_back({std::move(node.mapped()), take_blocks(*request.choices.front())});
+  }
+
+  BlockLease<Allocator> take_blocks(ChoiceState& choice) noexcept {
+    BlockLease<Allocator> lease(allocator_, num_leased_, std::exchange(choice.block_table, {}));
+    choice.num_computed = choice.num_published = 0;
+    choice.status = SeqStatus::waiting;
+    return lease;
   }
 
   /// The prompt of `first` is computed. The other choices begin: those of `rows` with a token and the blocks of the prompt.
@@ -363,6 +477,10 @@ class ActiveRequests {
     if (!request.was_scheduled) { leave_queue(request); }
     auto node = requests_.extract(request.id);
     finished_.push_back(std::move(node.mapped()));  // kept for two steps, those that may still hold a reference
+    report_end(request, reason, error);
+  }
+
+  void report_end(RequestState& request, FinishReason reason, std::string_view error) {
     Completion done;
     contain([&] { done = completion_of(request, reason, error); },
             [&](const char*) {
@@ -384,6 +502,12 @@ class ActiveRequests {
     if (request.was_scheduled) { stats_.queue.add(done.timings.queue); }
     if (done.timings.ttft > 0) { stats_.ttft.add(done.timings.ttft); }
     if (done.timings.tpot > 0) { stats_.tpot.add(done.timings.tpot); }
+  }
+
+  /// From here to the end of one more request nothing that frees its blocks needs memory.
+  void reserve_for_end() {
+    reserve_for_one_more(finished_, finished_.size() + requests_.size());
+    reserve_for_one_more(retired_, requests_.size());
   }
 
   /// So that `list` takes one more than `size` without asking for memory.
@@ -409,6 +533,9 @@ class ActiveRequests {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;  // not ended
   std::vector<std::unique_ptr<RequestState>> finished_;                    // since the last step began
   std::vector<std::unique_ptr<RequestState>> retired_;                     // before that
+  std::uint32_t num_leased_ = 0;                                           // [blocks] under a lease
+  std::uint32_t num_reserved_ = 0;                                         // requests that have blocks and are not adopted yet
+  std::vector<ComputedPrompt<Allocator>> computed_;                        // that nobody has taken yet
   std::uint64_t next_id_ = 0;
   std::uint64_t next_seq_id_ = 0;
 };

@@ -3,6 +3,7 @@
 /// what they sampled into tokens, text and results.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/attention/kv_transfer.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
@@ -12,6 +13,7 @@
 #include <nvl/engine/active_requests.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_stats.hpp>
+#include <nvl/engine/generate.hpp>
 #include <nvl/engine/request.hpp>
 #include <nvl/engine/request_rules.hpp>
 #include <nvl/engine/request_state.hpp>
@@ -58,6 +60,8 @@ class Engine {
  public:
   using Element = typename Attention::Element;
   using Device = typename Attention::Ops::Device;
+  using SchedulerType = Scheduler;
+  using AllocatorType = Allocator;
   template <class S>
   using with_scheduler = Engine<S, Allocator, Attention, Parallel>;
   template <class A>
@@ -140,22 +144,7 @@ class Engine {
   /// Runs `requests` to the end, along with whatever else was submitted, and returns their results in order.
   std::vector<Completion> generate(std::vector<Request> requests) {
     NVL_EXPECTS(!in_step_, "generate", "called from a callback", "called by the engine's owner only");
-    for (const Request& request : requests) { validate(request); }
-    struct Results {
-      std::vector<Completion> completions;
-      std::size_t remaining;
-    };
-    // Shared: should a submit throw, the requests before it outlive this call.
-    const auto results = std::make_shared<Results>(Results{std::vector<Completion>(requests.size()), requests.size()});
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      submit(std::move(requests[i]), {.on_token = {}, .on_finish = [results, i](const Completion& done) {
-                                        --results->remaining;
-                                        results->completions[i].finish_reason = FinishReason::error;  // if there is no memory
-                                        results->completions[i] = done;
-                                      }});
-    }
-    while (results->remaining > 0) { step(); }
-    return std::move(results->completions);
+    return detail::generate(*this, std::move(requests));
   }
 
   /// Calls `visit(position, logits)` for each token of `ids` from `first` on, logits being a std::span<const float> of vocab_size
@@ -195,6 +184,59 @@ class Engine {
         [&](const char* what) { error = what; });
     allocator_.release(probe.block_table);
     if (!error.empty()) { raise(Error("prompt_logits: " + error)); }
+  }
+
+  // --- Requests that move from one engine to another: see engine/disaggregated_engine.hpp ---------------------------------------
+
+  /// Throws what `submit_prompt` would, and does nothing else. Any thread may call it at any time.
+  void validate_prompt(const Request& request) const {
+    Request prompt = request;
+    prompt.sampling.max_tokens = 1;
+    prompt.sampling.min_tokens = std::min(request.sampling.min_tokens, 1);
+    validate(prompt);
+    NVL_EXPECTS(request.sampling.num_choices() == 1, request.sampling.is_beam_search() ? "beam_width" : "choices of the request",
+                request.sampling.num_choices(), "1: a request that another engine goes on with has no others (n, best_of)");
+  }
+
+  /// As `submit`, for a request that leaves this engine with its first token, unless that ends it: see oldest_computed.
+  /// \param max_total_tokens [tokens] of prompt and output where it goes
+  /// \throws also InvalidArgument for a request of several choices
+  RequestId submit_prompt(Request request, RequestCallbacks callbacks, std::int32_t max_total_tokens) {
+    if (!failure_.empty()) { raise(Error("the engine has failed and takes no request: " + failure_)); }
+    validate_prompt(request);
+    return requests_.add(std::move(request), std::move(callbacks), max_total_tokens);
+  }
+
+  /// Requests that have left and wait to be taken; until then `abort` ends them, and so does the engine's end.
+  std::size_t num_computed() const noexcept { return requests_.num_computed(); }
+  RequestState& oldest_computed() noexcept { return requests_.oldest_computed(); }
+  /// With its blocks under a lease that dies before the engine.
+  ComputedPrompt<Allocator> take_oldest_computed() noexcept { return requests_.take_oldest_computed(); }
+
+  /// Gives the sequence of a request that has left another engine the blocks that its tokens need, of which the first num_published
+  /// are filled. False: there is no room for it now.
+  bool reserve(RequestState& request) { return requests_.reserve(request); }
+  /// The blocks that `reserve` gave, of a request that will not run.
+  BlockLease<Allocator> cancel(RequestState& request) noexcept { return requests_.cancel(request); }
+  /// The blocks are filled: the request is this engine's. False: it has no place for it now, and nothing changed.
+  /// \throws Error if the scheduler refuses it, and then nothing changed
+  bool adopt(std::unique_ptr<RequestState>& request) { return requests_.adopt(request); }
+  /// Ends a request that has left an engine and is of no other; its on_finish is called before this returns.
+  void end_apart(std::unique_ptr<RequestState> request, FinishReason reason, std::string_view error = {}) {
+    requests_.end_apart(std::move(request), reason, error);
+  }
+  /// Ends every request with `reason` and takes no more: it has failed, because of `why`.
+  void give_up(FinishReason reason, const std::string& why) {
+    contain([&] { failure_ = why; }, [&](const char*) { failure_ = "out of memory"; });
+    for (Flight& flight : flights_) { flight.is_launched = false; }
+    requests_.finish_all(reason, reason == FinishReason::error ? failure_ : std::string_view());
+  }
+
+  std::uint32_t num_ranks() const noexcept { return static_cast<std::uint32_t>(ranks_.size()); }
+  Device& device(std::uint32_t rank) noexcept { return ranks_[rank]->device; }
+  KvCache<Element> kv_cache(std::uint32_t rank) noexcept {
+    auto& runner = ranks_[rank]->runner;
+    return {.kv = runner.kv(), .layout = runner.kv_layout(), .num_layers = config_.num_layers};
   }
 
   EngineStats stats() const {
@@ -261,6 +303,7 @@ class Engine {
     if (!current.is_launched) {
       if (!launch(current)) {
         if (!has_work()) { return false; }
+        if (requests_.withholds_blocks()) { return false; }
         // Beams that wait for others may hold the blocks that those need.
         if (!requests_.release_waiting_beams() || !launch(current)) {
           note_failed_plan("it has requests and planned nothing");
@@ -341,11 +384,7 @@ class Engine {
     requests_.fail(batch, what);
   }
 
-  void fail(const char* what) {
-    contain([&] { failure_ = what; }, [&](const char*) { failure_ = "out of memory"; });
-    for (Flight& flight : flights_) { flight.is_launched = false; }
-    requests_.finish_all(FinishReason::error, failure_);
-  }
+  void fail(const char* what) { give_up(FinishReason::error, what); }
 
   /// Computes `count` tokens of `probe` and returns the logits of the first `num_rows` of them, [num_rows, vocab].
   std::span<const float> run_probe(ChoiceState& probe, std::int32_t first, std::int32_t count, std::int32_t num_rows) {

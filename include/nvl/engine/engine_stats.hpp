@@ -25,6 +25,16 @@ class Distribution {
     ++buckets_[bucket_of(seconds)];
   }
 
+  /// As if all that `other` was told had been told to this one.
+  void add(const Distribution& other) noexcept {
+    if (other.count_ == 0) { return; }
+    min_ = count_ == 0 ? other.min_ : std::min(min_, other.min_);
+    max_ = count_ == 0 ? other.max_ : std::max(max_, other.max_);
+    count_ += other.count_;
+    sum_ += other.sum_;
+    for (std::size_t i = 0; i < num_buckets; ++i) { buckets_[i] += other.buckets_[i]; }
+  }
+
   std::uint64_t count() const noexcept { return count_; }
   double mean() const noexcept { return count_ == 0 ? 0.0 : sum_ / static_cast<double>(count_); }
   double min() const noexcept { return min_; }
@@ -89,5 +99,36 @@ struct EngineStats {
   }
   std::uint64_t finished(FinishReason reason) const noexcept { return num_finished[static_cast<std::size_t>(reason)]; }
 };
+
+/// Of two engines that work on the same requests: what was counted is added up; last_step is the second one's.
+inline EngineStats combined(const EngineStats& first, EngineStats second) noexcept {
+  EngineStats& s = second;
+  s.num_steps += first.num_steps;
+  s.num_submitted += first.num_submitted;
+  for (std::size_t i = 0; i < s.num_finished.size(); ++i) { s.num_finished[i] += first.num_finished[i]; }
+  s.num_preemptions += first.num_preemptions;
+  s.num_swaps += first.num_swaps;
+  s.swapped_out_blocks += first.swapped_out_blocks;
+  s.swapped_in_blocks += first.swapped_in_blocks;
+  s.prompt_tokens += first.prompt_tokens;
+  s.cached_prompt_tokens += first.cached_prompt_tokens;
+  s.computed_tokens += first.computed_tokens;
+  s.generated_tokens += first.generated_tokens;
+  s.scheduled_seqs += first.scheduled_seqs;
+  s.num_waiting += first.num_waiting;
+  s.num_running += first.num_running;
+  s.num_queued += first.num_queued;
+  s.queued_tokens += first.queued_tokens;
+  s.num_blocks += first.num_blocks;
+  s.num_free_blocks += first.num_free_blocks;
+  s.num_host_blocks += first.num_host_blocks;
+  s.num_free_host_blocks += first.num_free_host_blocks;
+  s.exposed_host_seconds += first.exposed_host_seconds;
+  s.queue.add(first.queue);
+  s.ttft.add(first.ttft);
+  s.tpot.add(first.tpot);
+  s.e2e.add(first.e2e);
+  return second;
+}
 
 }  // namespace nvl::inline NVL_ABI

@@ -55,6 +55,8 @@ struct RequestState {
   Clock::time_point submitted, scheduled, first_token, last_token;
   bool was_scheduled = false;
   std::int32_t num_cached_prompt = 0;  // [tokens] found in the prefix cache when it was first scheduled
+  std::int32_t total_elsewhere = 0;    // [tokens] to which another engine brings it once its prompt is computed; 0: it stays
+  std::string salt_elsewhere;          // of a request that does not stay: each cache has roots of its own
 
   bool has_ended() const noexcept { return num_live == 0; }
   std::size_t num_choices() const noexcept { return static_cast<std::size_t>(sampling.num_choices()); }
