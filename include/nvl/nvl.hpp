@@ -11,6 +11,7 @@
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/model/random_weights.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/single_device.hpp>

@@ -7,6 +7,7 @@
 #include <nvl/core/dtype.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/swap_preemption.hpp>
@@ -25,7 +26,8 @@
 using namespace nvl;
 
 TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[conformance][host]", FreeListAllocator,
-                   PrefixCacheAllocator, FourBitCache, OneBucketCache) {
+                   PrefixCacheAllocator, FourBitCache, OneBucketCache, RadixCacheAllocator, FourBitRadixCache,
+                   OneBucketRadixCache) {
   for (const std::uint32_t num_blocks : {4u, 5u, 8u}) {
     for (const std::uint32_t block_size : {1u, 2u, 3u, 16u}) {
       const auto broken =
@@ -37,12 +39,12 @@ TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[confor
 }
 
 TEMPLATE_TEST_CASE("PrefillFirstScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
-                   PrefixCacheAllocator, FourBitCache) {
+                   PrefixCacheAllocator, FourBitCache, RadixCacheAllocator, FourBitRadixCache) {
   CHECK(testing::check_scheduler_policy<PrefillFirstScheduler, TestType>().text() == "");
 }
 
 TEMPLATE_TEST_CASE("TokenBudgetScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
-                   PrefixCacheAllocator, FourBitCache) {
+                   PrefixCacheAllocator, FourBitCache, RadixCacheAllocator, FourBitRadixCache) {
   CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<>, TestType>().text() == "");
 }
 

@@ -4,6 +4,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_hash.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 
 #include <cstdint>
 #include <span>
@@ -25,3 +26,5 @@ struct ConstantHash {
 
 using FourBitCache = nvl::BasicPrefixCacheAllocator<FourBitHash>;
 using OneBucketCache = nvl::BasicPrefixCacheAllocator<ConstantHash>;
+using FourBitRadixCache = nvl::BasicRadixCacheAllocator<FourBitHash>;
+using OneBucketRadixCache = nvl::BasicRadixCacheAllocator<ConstantHash>;

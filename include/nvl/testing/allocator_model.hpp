@@ -34,7 +34,9 @@ class AllocatorModel {
         allocator_(std::move(allocator)),
         num_owners_(shape.num_blocks, 0),
         content_(shape.num_blocks),
+        ids_(shape.num_blocks),
         host_content_(shape.num_host_blocks),
+        host_ids_(shape.num_host_blocks),
         host_is_held_(shape.num_host_blocks, false) {
     check("after construction");
   }
@@ -161,6 +163,7 @@ class AllocatorModel {
       --num_owners_[index_of(own)];
       ++num_owners_[index_of(merged)];
     }
+    ids_[index_of(holder.table[i])] = holder.prefix;
     violations_.expect(allocator_.publish(parent, tokens, holder.table[i]) == holder.prefix,
                        "publishing a block twice gave two ids");
     holder.epochs.push_back(epoch_of(now));
@@ -177,8 +180,8 @@ class AllocatorModel {
     const BlockId id = holder.table[block % holder.table.size()];
     if (auto& content = content_[index_of(id)]) {
       ++epochs_[*content];
-      for (auto& copy : host_content_) {
-        if (copy == content) { copy.reset(); }
+      for (std::size_t h = 0; h < host_content_.size(); ++h) {
+        if (host_ids_[h] == ids_[index_of(id)]) { host_content_[h].reset(); }
       }
       content.reset();
     }
@@ -202,6 +205,7 @@ class AllocatorModel {
       violations_.expect(!host_is_held_[h] && !host_owned_.contains(transfer.host) && targets.insert(transfer.host).second,
                          "a host block is written that is in use");
       host_content_[h] = content_[b];
+      host_ids_[h] = ids_[b];
     }
     host_is_held_.assign(shape_.num_host_blocks, false);
     check("after take_demotions");
@@ -413,9 +417,11 @@ class AllocatorModel {
   A allocator_;
   std::vector<std::uint32_t> num_owners_;        // [num_blocks]
   std::vector<std::optional<History>> content_;  // [num_blocks] what was last published in it and not forgotten
+  std::vector<PrefixId> ids_;                    // [num_blocks] that it was published with
   std::map<History, std::uint32_t> epochs_;      // how often each history was forgotten
   std::uint32_t num_resets_ = 0;
   std::vector<std::optional<History>> host_content_;  // [num_host_blocks] copied there and not overwritten
+  std::vector<PrefixId> host_ids_;                    // [num_host_blocks] that the content was published with
   std::vector<bool> host_is_held_;                    // [num_host_blocks] found since the last demote
   std::set<HostBlockId> host_owned_;                  // by sequences that are swapped out
   std::vector<Holder> holders_;

@@ -4,6 +4,7 @@
 
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/testing/allocator_model.hpp>
 
 #include <catch2/catch_test_macros.hpp>
@@ -109,4 +110,16 @@ TEST_CASE("the prefix cache never gives wrong blocks when its hash has four bits
 
 TEST_CASE("the prefix cache never gives wrong blocks when its hash is a constant", "[kv][host]") {
   CHECK(check_random_operations<OneBucketCache>("constant hash", 20) > 1000);
+}
+
+TEST_CASE("the radix cache does what its model does in any sequence of operations", "[kv][host][slow]") {
+  CHECK(check_random_operations<RadixCacheAllocator>("RadixCacheAllocator", 1100) >= many);
+}
+
+TEST_CASE("the radix cache never gives wrong blocks when its hash has four bits", "[kv][host][slow]") {
+  CHECK(check_random_operations<FourBitRadixCache>("four-bit hash", 1100) >= many);
+}
+
+TEST_CASE("the radix cache never gives wrong blocks when its hash is a constant", "[kv][host]") {
+  CHECK(check_random_operations<OneBucketRadixCache>("constant hash", 20) > 1000);
 }

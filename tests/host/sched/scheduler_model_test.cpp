@@ -5,6 +5,7 @@
 
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
@@ -56,4 +57,20 @@ TEST_CASE("token budget over the prefix cache and its host tier keeps every inva
   CHECK(totals.preemptions > 1000);
   CHECK(totals.cached_tokens > 10'000);
   CHECK(totals.loaded_tokens > 1000);
+}
+
+TEST_CASE("token budget over the radix cache and its host tier keeps every invariant in any sequence of operations",
+          "[sched][host][slow]") {
+  const ModelTotals totals = check_random_requests<TokenBudgetScheduler<>, RadixCacheAllocator>("radix cache", 400);
+  CHECK(totals.operations >= many);
+  CHECK(totals.preemptions > 1000);
+  CHECK(totals.cached_tokens > 10'000);
+  CHECK(totals.loaded_tokens > 1000);
+  CHECK(totals.copies > 1000);
+}
+
+TEST_CASE("no sequence ever reads another one's K and V in a radix cache whose hash has four bits", "[sched][host][slow]") {
+  const ModelTotals totals = check_random_requests<TokenBudgetScheduler<>, FourBitRadixCache>("four-bit hash", 400);
+  CHECK(totals.operations >= many);
+  CHECK(totals.cached_tokens > 10'000);
 }
