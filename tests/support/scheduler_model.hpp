@@ -75,7 +75,7 @@ void apply(Harness& harness, const ModelOperation& op) {
 
 struct ModelTotals {
   std::uint64_t operations = 0, preemptions = 0, cached_tokens = 0, finished = 0, chunks = 0, forks = 0, copies = 0;
-  std::uint64_t loaded_tokens = 0;
+  std::uint64_t loaded_tokens = 0, swaps = 0;
 };
 
 template <class S, class A>
@@ -106,6 +106,7 @@ ModelTotals check_random_requests(const std::string& name, int num_cases) {
     totals.forks += harness.counts().forks;
     totals.copies += harness.counts().copies;
     totals.loaded_tokens += harness.counts().loaded_tokens;
+    totals.swaps += harness.counts().swaps;
   });
   return totals;
 }

@@ -9,6 +9,14 @@
 
 namespace nvl::inline NVL_ABI {
 
+/// What a preemption costs, in the time that it takes to compute one token of a prompt again: ratios that depend on the model, the
+/// device and its link to the host. nvl-preemption-bench measures them.
+struct PreemptionCosts {
+  double swap = 0;              // of a round trip of any length
+  double swap_per_block = 8;    // and for each block, each way
+  double attention_tokens = 0;  // [tokens] of a prompt whose attention takes as long as all the rest of it; 0 = attention is free
+};
+
 /// Read by TokenBudgetScheduler and its orders; PrefillFirstScheduler has no use for any of it.
 struct SchedulingOptions {
   // How prompts share a step with decodes
@@ -24,6 +32,8 @@ struct SchedulingOptions {
   // When sequences are swapped (SwapPreemption, CostPreemption)
   std::int32_t swap_out_steps = 1;  // victims leave as soon as free blocks do not last for so many steps after this one
   std::int32_t swap_in_steps = 32;  // one comes back when they then last for so many steps of all that run
+
+  PreemptionCosts preemption_costs{};  // what CostPreemption compares
 
   // What the orders weigh
   std::int32_t priority_aging_steps = 256;    // waiting so many steps is worth one level of Sequence::priority
@@ -48,6 +58,10 @@ inline void validate(const SchedulingOptions& options) {
   not_negative("swap_out_steps", options.swap_out_steps);
   NVL_EXPECTS(options.swap_in_steps >= options.swap_out_steps, "swap_in_steps", options.swap_in_steps,
               "at least swap_out_steps (" + std::to_string(options.swap_out_steps) + "): who comes back would leave at once");
+  const PreemptionCosts& costs = options.preemption_costs;
+  NVL_EXPECTS(costs.swap >= 0, "preemption_costs.swap", costs.swap, "not negative");
+  NVL_EXPECTS(costs.swap_per_block >= 0, "preemption_costs.swap_per_block", costs.swap_per_block, "not negative");
+  NVL_EXPECTS(costs.attention_tokens >= 0, "preemption_costs.attention_tokens", costs.attention_tokens, "not negative");
   positive("priority_aging_steps", options.priority_aging_steps);
   not_negative("prompt_token_cost", options.prompt_token_cost);
   positive("output_token_cost", options.output_token_cost);

@@ -1,0 +1,242 @@
+/// nvl-preemption-bench: what it costs to preempt a sequence of n tokens, by swap and by recomputation, beside steps that decode.
+/// Prints the crossover, the coefficients of nvl::PreemptionCosts, and how near to the better way each choice by them comes.
+
+#include "bench/support/presets.hpp"
+
+#include <nvl/nvl.cuh>
+#include <nvl/sched/cost_preemption.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace nvl;
+
+using Attention = PagedAttention<bf16, 128>;
+using Runner = ModelRunner<Attention, SingleDevice>;
+
+constexpr std::int32_t block_size = Attention::block_size;
+constexpr std::int32_t num_decodes = 64;     // sequences that run meanwhile ...
+constexpr std::int32_t context = 1024;       // ... with so many tokens each
+constexpr std::int32_t longest = 32768;      // [tokens] of a victim
+constexpr std::int32_t chunk_tokens = 8192;  // of a recomputation, in one step
+constexpr std::int32_t num_steps = 12;       // timed together: enough for the longest transfer to end
+constexpr int num_repeats = 7;               // the median counts
+
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median_of(const std::function<double()>& measure) {
+  static_cast<void>(measure());
+  std::vector<double> all;
+  for (int i = 0; i < num_repeats; ++i) { all.push_back(measure()); }
+  std::sort(all.begin(), all.end());
+  return all[all.size() / 2];
+}
+
+/// The engine's part of a GPU: one model, its cache and host pool, and a stream of steps, one ahead of the other.
+class Bench {
+ public:
+  Bench(const ModelConfig& config, const EngineOptions& options)
+      : config_(config),
+        plan_(plan_memory<Attention>(config_, options)),
+        device_(options.device),
+        runner_(config_, RandomWeights(config_, 1, {.dtype = DType::bfloat16}), step_limits(config_, plan_, options, block_size),
+                reserved(device_, plan_.allocated_bytes()), context_) {}
+
+  /// Steps of `num_decodes` decoding sequences, at `extra(i)` with a chunk of a prompt or with transfers besides.
+  struct Extra {
+    std::int32_t first = 0, num_tokens = 0;  // of the victim, to compute
+    std::int32_t out_blocks = 0, in_blocks = 0;
+  };
+  double run(std::int32_t count, bool decodes, const std::function<Extra(std::int32_t)>& extra) {
+    return seconds_of([&] {
+      for (std::int32_t i = 0; i < count; ++i) {
+        runner_.launch(build(buffers_[i % 2], decodes, extra(i)));
+        if (i > 0) { runner_.collect(); }
+      }
+      runner_.collect();
+      runner_.launch(build(buffers_[0], false, {}));  // waits for the last transfers
+      runner_.collect();
+    });
+  }
+
+ private:
+  static CudaDevice& reserved(CudaDevice& device, std::int64_t num_bytes) {
+    device.reserve(num_bytes);
+    return device;
+  }
+
+  StepInput& build(StepBuffer& buffer, bool decodes, const Extra& extra) {
+    const std::int32_t num_running = decodes ? num_decodes : 0;
+    const std::int32_t num_seqs = num_running + (extra.num_tokens > 0 ? 1 : 0);
+    const std::int32_t end = extra.first + extra.num_tokens;
+    const std::int32_t width = std::max(decodes ? context / block_size + 1 : 0, (end + block_size - 1) / block_size);
+    StepInput& in = buffer.layout({.num_tokens = static_cast<std::size_t>(num_running + extra.num_tokens),
+                                   .num_seqs = static_cast<std::size_t>(num_seqs),
+                                   .max_blocks_per_seq = static_cast<std::size_t>(width),
+                                   .num_samples = static_cast<std::size_t>(num_seqs),
+                                   .num_swap_out = static_cast<std::size_t>(extra.out_blocks),
+                                   .num_swap_in = static_cast<std::size_t>(extra.in_blocks)});
+    in.step = step_++;
+    in.min_query_len = num_seqs > 0 ? (decodes ? 1 : extra.num_tokens) : 0;
+    in.max_query_len = std::max(decodes ? 1 : 0, extra.num_tokens);
+    in.cu_query_lens[0] = 0;
+    const std::int32_t first_block = num_decodes * (context / block_size + 1);  // of the victim, behind those that decode
+    std::size_t token = 0;
+    for (std::int32_t s = 0; s < num_seqs; ++s) {
+      const bool is_victim = s == num_running;
+      const std::int32_t begin = is_victim ? extra.first : context, count = is_victim ? extra.num_tokens : 1;
+      const std::int32_t base = is_victim ? first_block : s * (context / block_size + 1);
+      for (std::int32_t b = 0; b < width; ++b) {
+        in.block_tables[static_cast<std::size_t>(s) * static_cast<std::size_t>(width) + static_cast<std::size_t>(b)] =
+            BlockId{static_cast<std::uint32_t>(base + b)};
+      }
+      for (std::int32_t p = begin; p < begin + count; ++p, ++token) {
+        in.token_ids[token] = (p * 31 + s) % config_.vocab_size;
+        in.positions[token] = p;
+        in.slot_mapping[token] = static_cast<SlotId>(base) * block_size + p;
+      }
+      in.seq_lens[static_cast<std::size_t>(s)] = begin + count;
+      in.cu_query_lens[static_cast<std::size_t>(s) + 1] = static_cast<std::int32_t>(token);
+      in.sample_rows[static_cast<std::size_t>(s)] = static_cast<std::int32_t>(token) - 1;
+      in.sampling[static_cast<std::size_t>(s)] = {};
+    }
+    for (auto* list : {&in.swap_out, &in.swap_in}) {
+      for (std::size_t i = 0; i < list->size(); ++i) {
+        (*list)[i] = {.device = BlockId{static_cast<std::uint32_t>(first_block) + static_cast<std::uint32_t>(i)},
+                      .host = HostBlockId{static_cast<std::uint32_t>(i)}};
+      }
+    }
+    return in;
+  }
+
+  ModelConfig config_;
+  MemoryPlan plan_;
+  CudaDevice device_;
+  SingleDevice::Context context_;
+  Runner runner_;
+  StepBuffer buffers_[2];
+  std::uint64_t step_ = 0;
+};
+
+/// Of one length of a victim. All in seconds.
+struct Costs {
+  std::int32_t tokens = 0;
+  double out = 0, in = 0;                     // with nothing beside
+  double swap = 0;                            // what out and in add to the steps that decode
+  double recompute_alone = 0, recompute = 0;  // likewise
+  std::int32_t blocks() const noexcept { return tokens / block_size; }
+};
+
+Costs measure(Bench& bench, std::int32_t tokens, double idle, double decode) {
+  const std::int32_t blocks = tokens / block_size;
+  const std::int32_t chunks = (tokens + chunk_tokens - 1) / chunk_tokens;
+  using Extra = Bench::Extra;
+  const auto chunk = [&](std::int32_t i) {
+    return i >= chunks ? Extra{}
+                       : Extra{.first = i * chunk_tokens, .num_tokens = std::min(chunk_tokens, tokens - i * chunk_tokens)};
+  };
+  const auto at_first = [](Extra extra) { return [extra](std::int32_t i) { return i == 0 ? extra : Extra{}; }; };
+  const Extra out{.out_blocks = blocks}, in{.in_blocks = blocks};
+  Costs costs{.tokens = tokens};
+  costs.out = median_of([&] { return bench.run(1, false, at_first(out)); }) - idle;
+  costs.in = median_of([&] { return bench.run(1, false, at_first(in)); }) - idle;
+  costs.recompute_alone = median_of([&] { return bench.run(chunks, false, chunk); });
+  costs.swap = median_of([&] { return bench.run(num_steps, true, at_first(out)); }) - decode;
+  costs.swap += median_of([&] { return bench.run(num_steps, true, at_first(in)); }) - decode;
+  costs.recompute = median_of([&] { return bench.run(num_steps, true, chunk); }) - decode;
+  return costs;
+}
+
+/// Least squares of recompute = a n + b n^2 and swap = c + d blocks, each with relative weights, in tokens of recomputation.
+PreemptionCosts fit(const std::vector<Costs>& all) {
+  const auto solve = [&](auto&& f, auto&& g, auto&& y) {
+    double ff = 0, fg = 0, gg = 0, fy = 0, gy = 0;
+    for (const Costs& c : all) {
+      const double w = 1.0 / std::max(y(c) * y(c), 1e-12);
+      ff += w * f(c) * f(c), fg += w * f(c) * g(c), gg += w * g(c) * g(c), fy += w * f(c) * y(c), gy += w * g(c) * y(c);
+    }
+    const double det = ff * gg - fg * fg;
+    return std::pair((fy * gg - gy * fg) / det, (gy * ff - fy * fg) / det);
+  };
+  const auto n = [](const Costs& c) { return static_cast<double>(c.tokens); };
+  auto [a, b] = solve(
+      n, [&](const Costs& c) { return n(c) * n(c); }, [](const Costs& c) { return c.recompute; });
+  auto [c, d] = solve([](const Costs&) { return 1.0; }, [](const Costs& x) { return static_cast<double>(x.blocks()); },
+                      [](const Costs& x) { return x.swap; });
+  std::printf("recompute: %.3f us a token, %.3e us a pair of tokens; swap: %.1f us, %.2f us a block\n", a * 1e6, b * 1e6, c * 1e6,
+              d * 1e6);
+  return {.swap = std::max(c / a, 0.0), .swap_per_block = d / a / 2, .attention_tokens = b > 0 ? a / b : 0.0};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string model = argc > 1 ? argv[1] : "qwen3-0.6b";
+  const std::optional<ModelConfig> config = nvl_bench::preset(model);
+  if (!config || config->head_dim != 128) {
+    std::fprintf(stderr, "nvl-preemption-bench: error: no preset %s with a head dim of 128\n", model.c_str());
+    return 2;
+  }
+  try {
+    EngineOptions options;
+    options.max_num_seqs = num_decodes + 1;
+    options.max_num_batched_tokens = chunk_tokens + num_decodes;
+    options.max_model_len = longest;
+    options.num_blocks = num_decodes * (context / block_size + 1) + longest / block_size;
+    const std::int64_t block_bytes = std::int64_t{config->num_layers} * 2 * config->kv_size() * block_size * 2;
+    options.swap_space_bytes = longest / block_size * block_bytes;
+    double start_up = 0;
+    std::unique_ptr<Bench> bench;
+    start_up = seconds_of([&] { bench = std::make_unique<Bench>(*config, options); });
+    std::printf("%s, bf16, blocks of %d tokens, %lld bytes; start-up %.1f s\n", model.c_str(), block_size,
+                static_cast<long long>(block_bytes), start_up);
+    const auto nothing = [](std::int32_t) { return Bench::Extra{}; };
+    const double idle = median_of([&] { return bench->run(1, false, nothing); });
+    const double decode = median_of([&] { return bench->run(num_steps, true, nothing); });
+    std::printf("%d decodes at %d tokens: %.3f ms a step\n\n", num_decodes, context, decode / num_steps * 1e3);
+    std::printf("%8s | %9s %7s %9s %7s | %11s | %9s %9s | %s\n", "tokens", "out ms", "GB/s", "in ms", "GB/s", "compute ms",
+                "swap ms", "recomp ms", "cheaper (the last two: added to the steps beside)");
+    std::vector<Costs> all;
+    for (const std::int32_t tokens : {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}) {
+      const Costs c = measure(*bench, tokens, idle, decode);
+      const double bytes = static_cast<double>(c.blocks()) * static_cast<double>(block_bytes);
+      std::printf("%8d | %9.3f %7.1f %9.3f %7.1f | %11.3f | %9.3f %9.3f | %s\n", tokens, c.out * 1e3, bytes / c.out * 1e-9,
+                  c.in * 1e3, bytes / c.in * 1e-9, c.recompute_alone * 1e3, c.swap * 1e3, c.recompute * 1e3,
+                  c.swap < c.recompute ? "swap" : "recompute");
+      all.push_back(c);
+    }
+    const PreemptionCosts costs = fit(all);
+    std::printf("PreemptionCosts{.swap = %.1f, .swap_per_block = %.3f, .attention_tokens = %.0f}\n", costs.swap,
+                costs.swap_per_block, costs.attention_tokens);
+    double worst = 0;
+    for (const Costs& c : all) {
+      const auto blocks = static_cast<std::size_t>(c.blocks());
+      const bool swaps = swap_cost(costs, blocks, blocks) < recompute_cost(costs, c.tokens);
+      const double chosen = swaps ? c.swap : c.recompute, better = std::min(c.swap, c.recompute);
+      worst = std::max(worst, chosen - better);
+      std::printf("%8d: chooses %s, %.3f ms, the better way takes %.3f ms (%+.1f %%)\n", c.tokens, swaps ? "swap" : "recompute",
+                  chosen * 1e3, better * 1e3, (chosen / better - 1) * 100);
+    }
+    std::printf("the choice costs at most %.3f ms more than the better way\n", worst * 1e3);
+  } catch (const Error& error) {
+    std::fprintf(stderr, "nvl-preemption-bench: error: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
