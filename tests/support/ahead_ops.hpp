@@ -102,11 +102,11 @@ class AheadOps : public nvl::CpuOps<float> {
     nothing.token = -999;
     out.sampled.assign(in.sampling.size(), nothing);
     thread_.start([this, &in, body = std::forward<Body>(body), transfers = std::exchange(transfers_, {})] {
+      if (transfers) { transfers(); }
       for (nvl::TokenId& id : in.token_ids) {
         if (id < 0) { id = chosen_.at(static_cast<std::size_t>(-1 - id)); }
       }
       body();
-      if (!transfers.out.empty() || !transfers.in.empty()) { Base::transfer_blocks(transfers); }
       ++num_run_;
     });
   }
@@ -122,8 +122,16 @@ class AheadOps : public nvl::CpuOps<float> {
     if (!thread_.is_current()) { thread_.wait_for_all(); }
   }
 
-  /// Beside the step, so after its tokens is early enough. The spans are those of the step.
-  void transfer_blocks(const nvl::BlockTransfers<float>& call) { transfers_ = call; }
+  /// By the thread, before the tokens of the step that is executed next.
+  void transfer_blocks(const nvl::BlockTransfers<float>& call) {
+    transfers_ = [this, call, out = std::vector(call.out.begin(), call.out.end()),
+                  in = std::vector(call.in.begin(), call.in.end())] {
+      nvl::BlockTransfers<float> mine = call;
+      mine.out = out;
+      mine.in = in;
+      Base::transfer_blocks(mine);
+    };
+  }
 
   void sample(const nvl::StepInput& in, const float* logits, std::int32_t vocab_size, nvl::StepOutput&) {
     nvl::StepOutput& hidden = hidden_[num_run_ % hidden_.size()];
@@ -155,19 +163,21 @@ class AheadOps : public nvl::CpuOps<float> {
   std::array<nvl::StepOutput, 2> hidden_;
   std::vector<nvl::TokenId> chosen_;  // the thread's
   std::uint64_t num_run_ = 0;         // the thread's
-  nvl::BlockTransfers<float> transfers_;
+  std::function<void()> transfers_;
   std::uint64_t num_staged_ = 0, num_awaited_ = 0;
   StepThread thread_;
 };
 static_assert(nvl::DeviceOps<AheadOps>);
 
-class AheadAttention : public nvl::CpuPagedAttention<float> {
+/// CpuPagedAttention over AheadOps or what is made of them.
+template <class Ops_>
+class AheadAttentionOf : public nvl::CpuPagedAttention<float> {
  public:
-  using Ops = AheadOps;
-  AheadAttention(const nvl::AttentionShape& shape, AheadOps& ops) : nvl::CpuPagedAttention<float>(shape, ops), ops_(ops) {}
-  AheadAttention(const AheadAttention&) = delete;
-  AheadAttention& operator=(const AheadAttention&) = delete;
-  ~AheadAttention() { ops_.wait_for_steps(); }  // before the memory goes that they write
+  using Ops = Ops_;
+  AheadAttentionOf(const nvl::AttentionShape& shape, Ops& ops) : nvl::CpuPagedAttention<float>(shape, ops), ops_(ops) {}
+  AheadAttentionOf(const AheadAttentionOf&) = delete;
+  AheadAttentionOf& operator=(const AheadAttentionOf&) = delete;
+  ~AheadAttentionOf() { ops_.wait_for_steps(); }  // before the memory goes that they write
 
   /// The first call of a pass.
   void plan(const nvl::AttentionMetadata& metadata) {
@@ -176,8 +186,9 @@ class AheadAttention : public nvl::CpuPagedAttention<float> {
   }
 
  private:
-  AheadOps& ops_;
+  Ops& ops_;
 };
+using AheadAttention = AheadAttentionOf<AheadOps>;
 static_assert(nvl::require_attention_backend<AheadAttention>());
 
 }  // namespace nvl_test

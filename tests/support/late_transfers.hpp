@@ -58,6 +58,11 @@ class LateAttention : public nvl::CpuPagedAttention<float> {
   using Ops = LateTransfers<Base>;
   LateAttention(const nvl::AttentionShape& shape, Ops& ops) : nvl::CpuPagedAttention<float>(shape, ops) {}
 };
+template <>
+class LateAttention<AheadOps> : public AheadAttentionOf<LateTransfers<AheadOps>> {
+ public:
+  using AheadAttentionOf<LateTransfers<AheadOps>>::AheadAttentionOf;
+};
 static_assert(nvl::TransferringOps<LateTransfers<nvl::CpuOps<float>>> && nvl::TransferringOps<LateTransfers<AheadOps>>);
 static_assert(nvl::require_attention_backend<LateAttention<AheadOps>>());
 
