@@ -101,12 +101,13 @@ consteval bool require_kv_transfer() {
 }
 static_assert(require_kv_transfer<KvTransferArchetype>());
 
-/// Between caches in host memory: done when `start` returns.
+/// Between caches in host memory: done when `start` returns. For ops that compute a step while it is launched, as CpuOps does.
 template <class T>
 class HostKvTransfer {
  public:
   using Element = T;
   using Device = CpuDevice;
+  static constexpr bool waits_for_steps = false;  // that were launched and are not done; a transfer that does not say so does
 
   HostKvTransfer(CpuDevice&, const KvCache<T>& from, CpuDevice&, const KvCache<T>& to) : from_(from), to_(to) {
     expect_same_blocks(from, to);

@@ -67,6 +67,14 @@ class DisaggregatedEngine {
                 "nvl::DisaggregatedEngine: both engines must be for the same kind of device");
   static_assert(std::is_same_v<typename Prefill::Device, typename Transfer::Device>,
                 "nvl::DisaggregatedEngine: the transfer must be for the device of the engines: HostKvTransfer or CudaKvTransfer");
+  static_assert(
+      [] {
+        if constexpr (requires { Transfer::waits_for_steps; }) { return Transfer::waits_for_steps || !Decode::runs_ahead; }
+        return true;
+      }(),
+      "nvl::DisaggregatedEngine: the decode engine's ops run ahead, so its blocks may still be written by a step in flight: take "
+      "a "
+      "transfer that waits for it");
   static_assert(Prefill::block_size == Decode::block_size,
                 "nvl::DisaggregatedEngine: both engines must have the same block size: change one attention backend");
   static_assert(ForkingScheduler<typename Decode::SchedulerType, typename Decode::AllocatorType>,

@@ -72,6 +72,7 @@ class Engine {
   using with_parallel = Engine<Scheduler, Allocator, Attention, P>;
 
   static constexpr std::int32_t block_size = Attention::block_size;  // [tokens]
+  static constexpr bool runs_ahead = Attention::Ops::runs_ahead;
 
   /// Validates, plans memory, allocates it and loads the weights; `source` is not needed afterwards.
   /// \throws InvalidArgument, Unsupported or OutOfMemory before anything is allocated; what `source` throws.
