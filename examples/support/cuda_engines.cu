@@ -10,7 +10,7 @@ namespace nvl_examples {
 std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const PolicyOptions& policies, const nvl::ModelConfig& config,
                                                  nvl::AnyWeightSource source, const nvl::EngineOptions& options,
                                                  std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
-  return with_policies(policies.scheduler, policies.prefix_cache, [&]<class S, class A>(Policies<S, A>) {
+  return with_policies(policies, [&]<class S, class A>(Policies<S, A>) {
     return nvl::make_cuda_engine<nvl::CudaEngines<S, A>>(config, source, options, dtype, progress);
   });
 }

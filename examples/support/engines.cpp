@@ -15,7 +15,7 @@ std::unique_ptr<nvl::AnyEngine> make_engine(const ModelOptions& model, const nvl
                                             nvl::AnyWeightSource source, const nvl::EngineOptions& options,
                                             std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
   if (model.device == "cuda") { return make_cuda_engine(model.policies, config, source, options, dtype, progress); }
-  return with_policies(model.policies.scheduler, model.policies.prefix_cache, [&]<class S, class A>(Policies<S, A>) {
+  return with_policies(model.policies, [&]<class S, class A>(Policies<S, A>) {
     return nvl::with_engine_type(nvl::CpuEngines<S, A>{}, config, dtype, [&]<class E>(std::type_identity<E>) {
       return nvl::make_any_engine<E>(config, source, options, progress);
     });

@@ -19,10 +19,14 @@ namespace nvl_examples {
 /// Who decides what runs next and what is remembered. Names: support/policies.hpp.
 struct PolicyOptions {
   std::string scheduler = "prefill-first";
+  std::string preemption = "recompute";
   std::string prefix_cache = "hash";
 
   void add_to(OptionParser& parser);
+  friend bool operator==(const PolicyOptions&, const PolicyOptions&) = default;
 };
+/// As on the command line.
+std::string to_string(const PolicyOptions& policies);
 
 /// Which model runs where.
 struct ModelOptions {

@@ -1,11 +1,14 @@
 #pragma once
 /// The schedulers and caches that the programs offer: the one list of their names and types.
 
+#include "support/model_options.hpp"
 #include "support/options.hpp"
 
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <optional>
@@ -21,30 +24,32 @@ struct Policies {
   using Allocator = Allocator_;
 };
 
-/// Calls `visit(scheduler, cache, Policies<...>())` with each pair that is compiled in.
+/// Calls `visit(names, Policies<...>())` with each combination that is compiled in.
 template <class Visit>
 void for_each_policies(Visit&& visit) {
   using namespace nvl;
-  visit("prefill-first", "hash", Policies<PrefillFirstScheduler, PrefixCacheAllocator>());
-  visit("prefill-first", "none", Policies<PrefillFirstScheduler, FreeListAllocator>());
-  visit("token-budget", "hash", Policies<TokenBudgetScheduler<>, PrefixCacheAllocator>());
-  visit("token-budget", "none", Policies<TokenBudgetScheduler<>, FreeListAllocator>());
+  const auto with_caches = [&]<class S>(const char* scheduler, const char* preemption, std::type_identity<S>) {
+    visit(PolicyOptions{scheduler, preemption, "hash"}, Policies<S, PrefixCacheAllocator>());
+    visit(PolicyOptions{scheduler, preemption, "radix"}, Policies<S, RadixCacheAllocator>());
+    visit(PolicyOptions{scheduler, preemption, "none"}, Policies<S, FreeListAllocator>());
+  };
+  with_caches("prefill-first", "recompute", std::type_identity<PrefillFirstScheduler>());
+  with_caches("token-budget", "recompute", std::type_identity<TokenBudgetScheduler<>>());
+  with_caches("token-budget", "swap", std::type_identity<TokenBudgetScheduler<FcfsOrder, SwapPreemption>>());
 }
 
 /// Calls `use(Policies<...>())` with those of these names and returns what it returns.
 /// \throws UsageError, with the list, if there are none
 template <class Use>
-auto with_policies(const std::string& scheduler, const std::string& cache, Use&& use) {
+auto with_policies(const PolicyOptions& wanted, Use&& use) {
   using Result = std::invoke_result_t<Use&, Policies<nvl::PrefillFirstScheduler, nvl::PrefixCacheAllocator>>;
   std::optional<Result> result;
   std::string known;
-  for_each_policies([&](const char* a_scheduler, const char* a_cache, auto policies) {
-    known += (known.empty() ? "" : ", ") + std::string(a_scheduler) + " with " + a_cache;
-    if (!result && scheduler == a_scheduler && cache == a_cache) { result.emplace(use(policies)); }
+  for_each_policies([&](const PolicyOptions& offered, auto policies) {
+    known += (known.empty() ? "" : "; ") + to_string(offered);
+    if (!result && wanted == offered) { result.emplace(use(policies)); }
   });
-  if (!result) {
-    throw UsageError("--scheduler " + scheduler + " with --prefix-cache " + cache + " is not compiled in; these are: " + known);
-  }
+  if (!result) { throw UsageError(to_string(wanted) + " is not compiled in; these are: " + known); }
   return std::move(*result);
 }
 
