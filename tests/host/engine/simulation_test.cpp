@@ -5,7 +5,9 @@
 #include "support/sim_device.hpp"
 #include "support/sim_requests.hpp"
 
+#include <nvl/sched/cost_preemption.hpp>
 #include <nvl/sched/priority_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
@@ -57,6 +59,7 @@ void run_some(Engine& engine, int num_requests, unsigned seed) {
   CHECK(ledger.num_aborted > 0);
   const EngineStats stats = engine.stats();
   CHECK(stats.num_free_blocks == stats.num_blocks);
+  CHECK(stats.num_free_host_blocks == stats.num_host_blocks);
   CHECK(stats.num_waiting + stats.num_running == 0);
   CHECK(stats.num_queued == 0);
   CHECK(stats.queued_tokens == 0);
@@ -81,7 +84,9 @@ using Engines =
     std::tuple<SimEngine<PrefillFirstScheduler, FreeListAllocator>, SimEngine<PrefillFirstScheduler, PrefixCacheAllocator>,
                SimEngine<PrefillFirstScheduler, FourBitCache, true>, SimEngine<TokenBudgetScheduler<>, FreeListAllocator, true>,
                SimEngine<TokenBudgetScheduler<>, PrefixCacheAllocator>, SimEngine<TokenBudgetScheduler<>, OneBucketCache>,
-               SimEngine<TokenBudgetScheduler<PriorityOrder>, PrefixCacheAllocator, true>>;
+               SimEngine<TokenBudgetScheduler<PriorityOrder>, PrefixCacheAllocator, true>,
+               SimEngine<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, FreeListAllocator, true>,
+               SimEngine<TokenBudgetScheduler<PriorityOrder, CostPreemption>, PrefixCacheAllocator>>;
 
 TEMPLATE_LIST_TEST_CASE("every request gets the tokens of the model alone, with room and without", "[engine][host]", Engines) {
   for (const int num_blocks : {400, 13}) {
@@ -101,7 +106,7 @@ TEMPLATE_LIST_TEST_CASE("an abort at any step leaves nothing behind and the othe
   for (int n = 0; num_late < 6; ++n) {
     REQUIRE(n < 500);
     for (int victim = 0; victim < 6; ++victim) {
-      TestType engine(sim_config(), sim_weights(), sim_options(13));
+      TestType engine(sim_config(), sim_weights(), sim_options(13, has_host_tier<TestType> ? 24 : 0));
       std::mt19937 random(17);
       Ledger ledger;
       std::vector<RequestId> ids;
@@ -123,6 +128,7 @@ TEMPLATE_LIST_TEST_CASE("an abort at any step leaves nothing behind and the othe
       REQUIRE(ledger.num_ended == 6);
       REQUIRE(ledger.num_aborted == (ended ? 0 : 1));
       REQUIRE(engine.stats().num_free_blocks == engine.stats().num_blocks);
+      REQUIRE(engine.stats().num_free_host_blocks == engine.stats().num_host_blocks);
       num_late = ended ? num_late + 1 : 0;
     }
   }

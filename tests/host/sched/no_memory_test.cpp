@@ -8,6 +8,7 @@
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/publish.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
@@ -67,12 +68,14 @@ TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was o
                    (Over<TokenBudgetScheduler<>, FreeListAllocator>), (Over<TokenBudgetScheduler<>, PrefixCacheAllocator>),
                    (Over<TokenBudgetScheduler<PriorityOrder>, PrefixCacheAllocator>),
                    (Over<TokenBudgetScheduler<FairShareOrder>, FreeListAllocator>),
-                   (Over<TokenBudgetScheduler<LongestPrefixOrder>, PrefixCacheAllocator>)) {
+                   (Over<TokenBudgetScheduler<LongestPrefixOrder>, PrefixCacheAllocator>),
+                   (Over<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, FreeListAllocator>),
+                   (Over<TokenBudgetScheduler<PriorityOrder, SwapPreemption>, PrefixCacheAllocator>)) {
   // The allocation that fails is the n-th of all the steps of a run, preemptions included.
   bool any_thrown = false, any_in_time = true;
   for (std::int64_t n = 0; any_in_time; ++n) {
     REQUIRE(n < 1000);
-    typename TestType::Allocator allocator({.num_blocks = 10, .block_size = 4});
+    typename TestType::Allocator allocator({.num_blocks = 10, .block_size = 4, .num_host_blocks = 12});
     typename TestType::Scheduler scheduler(options);
     std::vector<Sequence> seqs = some_sequences();
     for (Sequence& seq : seqs) { scheduler.add(seq); }
@@ -106,11 +109,12 @@ TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was o
         entry.seq->tokens.push_back(0);
         if (entry.seq->num_tokens() < entry.seq->max_total_tokens) { continue; }
         scheduler.remove(*entry.seq);
-        release_blocks(*entry.seq, allocator);
+        release_all_blocks(*entry.seq, allocator);
         --num_live;
       }
     }
     CHECK(allocator.num_free() == 10);
+    CHECK(allocator.num_free_host() == 12);
     CHECK(scheduler.num_waiting() + scheduler.num_running() == 0);
     any_in_time = left < 0;
   }
