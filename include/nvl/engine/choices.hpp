@@ -37,6 +37,7 @@ inline std::unique_ptr<RequestState> make_request(Request request, RequestCallba
   first->num_prompt = static_cast<std::int32_t>(request.prompt_ids.size());
   first->max_total_tokens = total_tokens(request, plan);
   first->priority = request.priority;
+  first->user = request.user;
   first->tokens = std::move(request.prompt_ids);
   first->tokens.reserve(static_cast<std::size_t>(std::min(first->max_total_tokens, first->num_prompt + 1024)));
   if (options.token_text) { first->text_stream.emplace(*options.token_text, request.sampling); }

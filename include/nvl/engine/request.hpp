@@ -19,6 +19,7 @@ struct Request {
   std::vector<TokenId> prompt_ids{};
   SamplingParams sampling{};
   std::int32_t priority = 0;  // lower is served first, by schedulers that look
+  std::uint64_t user = 0;     // whose it is, for schedulers that share fairly between users
   std::string cache_salt{};   // requests with different salts never share cached blocks
 };
 
