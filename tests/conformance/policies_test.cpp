@@ -9,12 +9,17 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/sched/fair_share_order.hpp>
+#include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/priority_order.hpp>
+#include <nvl/sched/shortest_work_order.hpp>
 #include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/check_attention_backend.hpp>
 #include <nvl/testing/check_block_allocator.hpp>
 #include <nvl/testing/check_kv_transfer.hpp>
+#include <nvl/testing/check_order.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
 #include <nvl/testing/check_scheduler_policy.hpp>
 
@@ -43,14 +48,19 @@ TEMPLATE_TEST_CASE("PrefillFirstScheduler keeps the promises of SchedulerPolicy"
   CHECK(testing::check_scheduler_policy<PrefillFirstScheduler, TestType>().text() == "");
 }
 
-TEMPLATE_TEST_CASE("TokenBudgetScheduler keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
-                   PrefixCacheAllocator, FourBitCache, RadixCacheAllocator, FourBitRadixCache) {
+TEMPLATE_TEST_CASE("TokenBudgetScheduler keeps the promises of SchedulerPolicy when hashes collide", "[conformance][host]",
+                   FourBitCache, FourBitRadixCache) {
   CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<>, TestType>().text() == "");
 }
 
 TEMPLATE_TEST_CASE("swapping keeps the promises of SchedulerPolicy", "[conformance][host]", FreeListAllocator,
                    PrefixCacheAllocator, FourBitCache) {
   CHECK(testing::check_scheduler_policy<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, TestType>().text() == "");
+}
+
+TEMPLATE_TEST_CASE("an order keeps the promises of Order", "[conformance][host]", FcfsOrder, PriorityOrder, ShortestWorkOrder,
+                   FairShareOrder, LongestPrefixOrder) {
+  CHECK(testing::check_order<TestType>().text() == "");
 }
 
 TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "[conformance][host]", CpuPagedAttention<float>,
