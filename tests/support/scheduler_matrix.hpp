@@ -11,6 +11,7 @@
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
 #include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <string>
@@ -37,6 +38,7 @@ void for_each_order(Visit&& visit) {
 template <class Visit>
 void for_each_preemption(Visit&& visit) {
   visit(Named<nvl::RecomputePreemption>{"RecomputePreemption"});
+  visit(Named<nvl::SwapPreemption>{"SwapPreemption"});
 }
 
 template <class Visit>

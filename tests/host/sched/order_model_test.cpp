@@ -8,21 +8,23 @@
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 
-#include <cstdint>
+#include <type_traits>
 
 using namespace nvl;
 
 namespace {
 
-template <class O, class A>
+template <class O, class A, class P = RecomputePreemption>
 struct Over {
-  using Scheduler = TokenBudgetScheduler<O>;
+  using Scheduler = TokenBudgetScheduler<O, P>;
   using Allocator = A;
+  static constexpr bool swaps = !std::is_same_v<P, RecomputePreemption>;
 };
 
 }  // namespace
@@ -32,14 +34,20 @@ TEMPLATE_TEST_CASE("a mixed scheduler keeps every invariant in any sequence of o
                    (Over<PriorityOrder, FreeListAllocator>), (Over<PriorityOrder, PrefixCacheAllocator>),
                    (Over<ShortestWorkOrder, FreeListAllocator>), (Over<ShortestWorkOrder, PrefixCacheAllocator>),
                    (Over<FairShareOrder, FreeListAllocator>), (Over<FairShareOrder, PrefixCacheAllocator>),
-                   (Over<LongestPrefixOrder, PrefixCacheAllocator>), (Over<LongestPrefixOrder, FourBitCache>)) {
+                   (Over<LongestPrefixOrder, PrefixCacheAllocator>), (Over<LongestPrefixOrder, FourBitCache>),
+                   (Over<PriorityOrder, FreeListAllocator, SwapPreemption>),
+                   (Over<PriorityOrder, PrefixCacheAllocator, SwapPreemption>),
+                   (Over<FairShareOrder, PrefixCacheAllocator, SwapPreemption>),
+                   (Over<ShortestWorkOrder, FreeListAllocator, SwapPreemption>),
+                   (Over<LongestPrefixOrder, PrefixCacheAllocator, SwapPreemption>)) {
   using Allocator = typename TestType::Allocator;
-  const ModelTotals totals = check_random_requests<typename TestType::Scheduler, Allocator>("mixed", 100);
+  const ModelTotals totals = check_random_requests<typename TestType::Scheduler, Allocator>("mixed", 70);
   // A run in which nothing happened proves nothing.
-  CHECK(totals.operations >= 70'000);
-  CHECK(totals.preemptions > 1000);
+  CHECK(totals.operations >= 45'000);
+  CHECK(totals.preemptions + totals.swaps > 1000);
   CHECK(totals.chunks > 1000);
   CHECK(totals.finished > 1000);
   CHECK(totals.forks > 1000);
+  CHECK((totals.swaps > 100) == TestType::swaps);
   if (PrefixCachingAllocator<Allocator>) { CHECK(totals.cached_tokens > 10'000); }
 }
