@@ -1,7 +1,6 @@
-/// Every scheduler with every allocator: the suite runs where the two fit together, and docs/policies.md says where they do.
+/// Every order, preemption and allocator: the suite runs where they fit together, and docs/policies.md says where they do.
+/// The other preemptions are in scheduler_matrix_swap_test.cpp and scheduler_matrix_cost_test.cpp, to compile side by side.
 #include "support/scheduler_matrix.hpp"
-
-#include <nvl/testing/check_scheduler_policy.hpp>
 
 #include <catch2/catch_test_macros.hpp>
 
@@ -32,18 +31,8 @@ std::string matrix() {
 
 }  // namespace
 
-TEST_CASE("every scheduler keeps its promises over every allocator that it takes", "[conformance][host]") {
-  int num_combinations = 0;
-  for_each_scheduler([&]<class S>(Named<S> scheduler) {
-    for_each_allocator([&]<class A>(Named<A> allocator) {
-      if constexpr (SchedulerPolicy<S, A>) {
-        INFO(scheduler.name << " over " << allocator.name);
-        CHECK(testing::check_scheduler_policy<S, A>().text() == "");
-        ++num_combinations;
-      }
-    });
-  });
-  CHECK(num_combinations >= 11);
+TEST_CASE("every order that recomputes keeps its promises over every allocator", "[conformance][host]") {
+  check_every_order<RecomputePreemption>();
 }
 
 TEST_CASE("the matrix in docs/policies.md is what the compiler says", "[conformance][host]") {

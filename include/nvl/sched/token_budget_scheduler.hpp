@@ -95,7 +95,7 @@ class TokenBudgetScheduler {
     if constexpr (TimedOrder<Order_>) { order_.begin_step(); }
     if (any_loading_) { end_loading(); }
     Step step;
-    if constexpr (DisplacingOrder<Order_>) { step.urgent = displace(allocator, batch); }
+    if constexpr (DisplacingOrder<Order_>) { step.urgent = displace(step, allocator, batch); }
     if constexpr (ForesightedPreemption<Preemption_, A>) { swap_out_early(step, allocator, batch); }
     plan_decodes(step, allocator, batch);
     plan_prompts(step, allocator, batch);
@@ -199,7 +199,7 @@ class TokenBudgetScheduler {
 
   /// The next waiting sequence, if victims had to make room for it.
   template <BlockAllocator A>
-  const Ticket* displace(A& allocator, ScheduledBatch& batch) noexcept {
+  const Ticket* displace(Step& step, A& allocator, ScheduledBatch& batch) noexcept {
     const Ticket* const next = order_.next(std::as_const(allocator));
     if (next == nullptr || line_.empty() || !order_.displaces(*next, *line_.back().ticket)) { return nullptr; }
     // Who stays is served first: with the blocks of this step, and with tokens where it outranks `next`.
@@ -218,7 +218,6 @@ class TokenBudgetScheduler {
       if (left > 1 && order_.runs_before(*runner.ticket, *next)) { prompt_tokens += std::min(left, longest_chunk()); }
     }
     if (available < needed || prompt_budget(num_decodes, num_decodes) <= prompt_tokens) { return nullptr; }
-    Step step;
     const std::size_t before = line_.size();
     const auto lacks_blocks = [&] {
       std::size_t growth = 0;
