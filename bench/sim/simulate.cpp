@@ -2,6 +2,7 @@
 
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/order.hpp>
@@ -34,7 +35,8 @@ constexpr auto orders =
     std::tuple(Named<nvl::FcfsOrder>{"fcfs"}, Named<nvl::PriorityOrder>{"priority"}, Named<nvl::FairShareOrder>{"fair-share"},
                Named<nvl::ShortestWorkOrder>{"shortest-work"}, Named<nvl::LongestPrefixOrder>{"longest-prefix"});
 constexpr auto preemptions = std::tuple(Named<nvl::RecomputePreemption>{"recompute"});
-constexpr auto caches = std::tuple(Named<nvl::PrefixCacheAllocator>{"hash"}, Named<nvl::FreeListAllocator>{"none"});
+constexpr auto caches = std::tuple(Named<nvl::PrefixCacheAllocator>{"hash"}, Named<nvl::RadixCacheAllocator>{"radix"},
+                                   Named<nvl::FreeListAllocator>{"none"});
 
 template <class List>
 std::vector<std::string> names_of(const List& list) {

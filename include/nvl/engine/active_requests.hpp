@@ -146,6 +146,8 @@ class ActiveRequests {
     const auto now = RequestState::Clock::now();
     for (const ScheduledSeq& entry : batch.seqs) {
       const ChoiceState& choice = choice_of(*entry.seq);
+      stats_.kv_slots_allocated += choice.block_table.size() * static_cast<std::size_t>(block_size_);
+      stats_.kv_slots_used += static_cast<std::uint64_t>(choice.num_computed);
       RequestState& request = *choice.owner;
       if (request.was_scheduled) { continue; }
       request.was_scheduled = true;

@@ -19,6 +19,7 @@
 #include <nvl/engine/request_state.hpp>
 #include <nvl/engine/step_builder.hpp>
 #include <nvl/kv/block_allocator.hpp>
+#include <nvl/kv/prefix_cache.hpp>
 #include <nvl/model/model_runner.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
@@ -250,6 +251,7 @@ class Engine {
       stats.num_host_blocks = allocator_.num_host_blocks();
       stats.num_free_host_blocks = allocator_.num_free_host();
     }
+    if constexpr (ManagedPrefixCache<Allocator>) { stats.prefix_cache = allocator_.stats(); }
     return stats;
   }
 
@@ -260,6 +262,8 @@ class Engine {
   const MemoryPlan& memory_plan() const noexcept { return plan_; }
   std::vector<std::string> warnings() const { return ranks_.front()->runner.warnings(); }
   const Allocator& allocator() const noexcept { return allocator_; }
+  /// To pin or reset a prefix cache and to drain its events (ManagedPrefixCache), between two steps. Blocks are the engine's.
+  Allocator& allocator() noexcept { return allocator_; }
 
  private:
   using Ops = typename Attention::Ops;

@@ -2,6 +2,7 @@
 /// What an engine counts.
 
 #include <nvl/core/config.hpp>
+#include <nvl/kv/prefix_cache.hpp>
 #include <nvl/sched/sequence.hpp>
 #include <nvl/sched/step_work.hpp>
 
@@ -90,12 +91,21 @@ struct EngineStats {
   std::uint32_t num_free_blocks = 0;  // now; cached ones that can be evicted count as free
   std::uint32_t num_host_blocks = 0;  // of the pool in host memory
   std::uint32_t num_free_host_blocks = 0;
+  // Sums over steps and the sequences of each: slots of their blocks, and those of them that hold a token after the step. A shared
+  // block counts for each sequence that has it.
+  std::uint64_t kv_slots_allocated = 0;
+  std::uint64_t kv_slots_used = 0;
+  PrefixCacheStats prefix_cache;        // of an allocator that keeps some; admissions that did not succeed count too
   StepWork last_step;                   // the one whose tokens the last call of `step` reported
   double exposed_host_seconds = 0;      // that the device waited for the host between two steps; 0 where there is no device
   Distribution queue, ttft, tpot, e2e;  // of finished requests
 
   double prefix_hit_rate() const noexcept {
     return prompt_tokens == 0 ? 0.0 : static_cast<double>(cached_prompt_tokens) / static_cast<double>(prompt_tokens);
+  }
+  /// Share of the allocated slots of the KV cache that hold no token, on average over the steps.
+  double kv_waste() const noexcept {
+    return kv_slots_allocated == 0 ? 0.0 : 1.0 - static_cast<double>(kv_slots_used) / static_cast<double>(kv_slots_allocated);
   }
   std::uint64_t finished(FinishReason reason) const noexcept { return num_finished[static_cast<std::size_t>(reason)]; }
 };
@@ -115,6 +125,9 @@ inline EngineStats combined(const EngineStats& first, EngineStats second) noexce
   s.computed_tokens += first.computed_tokens;
   s.generated_tokens += first.generated_tokens;
   s.scheduled_seqs += first.scheduled_seqs;
+  s.kv_slots_allocated += first.kv_slots_allocated;
+  s.kv_slots_used += first.kv_slots_used;
+  s.prefix_cache += first.prefix_cache;
   s.num_waiting += first.num_waiting;
   s.num_running += first.num_running;
   s.num_queued += first.num_queued;

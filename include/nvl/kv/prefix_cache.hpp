@@ -33,6 +33,19 @@ struct PrefixCacheStats {
     const std::uint64_t hits = hit_tokens + host_hit_tokens + partial_hit_tokens;
     return queried_tokens == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(queried_tokens);
   }
+
+  PrefixCacheStats& operator+=(const PrefixCacheStats& more) noexcept {
+    queried_tokens += more.queried_tokens;
+    hit_tokens += more.hit_tokens;
+    host_hit_tokens += more.host_hit_tokens;
+    partial_hit_tokens += more.partial_hit_tokens;
+    stored_blocks += more.stored_blocks;
+    merged_blocks += more.merged_blocks;
+    evicted_blocks += more.evicted_blocks;
+    demoted_blocks += more.demoted_blocks;
+    evicted_host_blocks += more.evicted_host_blocks;
+    return *this;
+  }
 };
 
 /// One change of what a cache holds.

@@ -215,7 +215,8 @@ class BasicRadixCacheAllocator {
 
   // PartialMatchAllocator
 
-  /// Looks at max_heads_compared of the blocks that follow `prefix`, those taken last.
+  /// Looks at max_heads_compared of the blocks that follow `prefix`, those taken last. Less than a quarter of a block is left to
+  /// be computed: the copy would move more than it saves.
   PartialMatch match_head(PrefixId prefix, std::span<const TokenId> tokens) noexcept {
     const std::uint32_t parent = tree_.node_of(prefix);
     if (parent == no_index) { return {}; }
@@ -229,7 +230,7 @@ class BasicRadixCacheAllocator {
       const auto num_equal = static_cast<std::size_t>(parted - wanted.begin());
       if (num_equal > longest) { std::tie(longest, best) = std::pair(num_equal, n); }
     }
-    if (best == no_index) { return {}; }
+    if (best == no_index || 4 * longest < block_size_) { return {}; }
     own(best);
     stats_.partial_hit_tokens += longest;
     return {.block = BlockId{tree_[best].device}, .num_tokens = static_cast<std::uint32_t>(longest)};
