@@ -35,7 +35,7 @@ endif()
 # nvcc, so it is given as an option. Line numbers cost no speed; profilers and compute-sanitizer show them.
 set(nvl_own_cuda_options -std=c++20 -lineinfo -Xcompiler=-Wall,-Wextra)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  list(APPEND nvl_own_cuda_options -Xcompiler=-Wno-restrict,-Wno-maybe-uninitialized)
+  list(APPEND nvl_own_cuda_options -Xcompiler=-Wno-restrict,-Wno-maybe-uninitialized,-Wno-uninitialized)
 endif()
 if(NVL_MARCH)
   list(APPEND nvl_own_cuda_options -Xcompiler=-march=${NVL_MARCH})

@@ -90,7 +90,7 @@ void check_failure(Fault fault, const EngineOptions& options, const char* words)
 
 }  // namespace
 
-TEST_CASE("memory that runs out while graphs are recorded is an error with the arithmetic, and leaves nothing behind",
+TEST_CASE("memory that runs out while graphs are recorded is an error with the arithmetic and leaves nothing behind",
           "[engine][gpu][fault]") {
   require_device();
   fault_to_come = Fault::none;
@@ -126,7 +126,7 @@ TEST_CASE("a step that never ends is given up after the time that the options al
   static_cast<void>(cudaDeviceSynchronize());
 }
 
-TEST_CASE("an illegal address ends every request once, and nothing hangs", "[engine][gpu][fault]") {
+TEST_CASE("an illegal address ends every request once and nothing hangs", "[engine][gpu][fault]") {
   require_device();
   check_failure(Fault::illegal_write, eager_options(), "illegal memory access");
 }
