@@ -61,6 +61,23 @@ TEMPLATE_TEST_CASE("embed copies the rows of its ids", "[kernel][gpu]", bf16, fp
   }
 }
 
+TEMPLATE_TEST_CASE("embed widens the rows of 16 bits to float", "[kernel][gpu]", bf16, fp16) {
+  nvl_test::require_device();
+  const std::size_t hidden = 264;
+  const std::vector<TestType> table = nvl_test::random_values<TestType>(50 * hidden, 1);
+  const std::vector<TokenId> ids = random_ids(70, 50, 2);
+  const DeviceVector<TestType> device_table(table);
+  const DeviceVector<TokenId> device_ids(ids);
+  DeviceVector<float> out(ids.size() * hidden);
+  nvl::kernels::launch_embed<TestType, float>({.out = out.data(),
+                                               .table = device_table.data(),
+                                               .ids = device_ids.data(),
+                                               .num_rows = static_cast<int>(ids.size()),
+                                               .hidden = static_cast<int>(hidden)},
+                                              nullptr);
+  CHECK(out.to_host() == to_floats(rows_of(table, ids, hidden)));
+}
+
 TEST_CASE("embed takes the ids that only the device knows from the sampled tokens", "[kernel][gpu]") {
   nvl_test::require_device();
   const std::size_t hidden = 72;

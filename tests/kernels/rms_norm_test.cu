@@ -69,6 +69,47 @@ TEMPLATE_TEST_CASE("RMSNorm of rows agrees with its oracle, with and without the
   }
 }
 
+/// Rows of a float residual, with x to add or as they are.
+template <class T>
+void check_wide_case(const RmsNormCase& c) {
+  CAPTURE(c.num_tokens, c.hidden, c.adds_residual, c.gap);
+  const auto width = static_cast<std::size_t>(c.hidden), stride = static_cast<std::size_t>(c.hidden + c.gap);
+  const std::size_t size = static_cast<std::size_t>(c.num_tokens) * width;
+  const std::vector<T> x = random_values<T>(size, 1), weight = random_values<T>(width, 3);
+  const std::vector<float> old = random_values<float>(size, 2, 100.0f);
+  const float eps = 1e-5f;
+  const DeviceVector<T> device_x(spread_rows(x, width, stride)), device_weight(weight);
+  DeviceVector<float> device_residual(spread_rows(old, width, stride));
+  DeviceVector<T> device_out(device_x.size());
+  nvl::kernels::launch_rms_norm<T, float>({.out = device_out.data(),
+                                           .x = c.adds_residual ? device_x.data() : nullptr,
+                                           .residual = device_residual.data(),
+                                           .weight = device_weight.data(),
+                                           .out_stride = static_cast<std::int64_t>(stride),
+                                           .x_stride = static_cast<std::int64_t>(stride),
+                                           .residual_stride = static_cast<std::int64_t>(stride),
+                                           .num_tokens = c.num_tokens,
+                                           .hidden = c.hidden,
+                                           .eps = eps},
+                                          nullptr);
+  std::vector<float> sums = old;
+  if (c.adds_residual) {
+    for (std::size_t i = 0; i < size; ++i) { sums[i] += static_cast<float>(x[i]); }
+  }
+  const std::vector<float> w = to_floats(weight);
+  const std::vector<double> expected = nvl::reference::rms_norm(std::span<const float>(sums), std::span<const float>(w), eps);
+  const double bound = size < 1000 ? nvl::reference::max_nmse_of_few<T> : nvl::reference::max_nmse<T>;
+  CHECK(nvl::reference::nmse(dense_rows(device_out.to_host(), width, stride), expected) <= bound);
+  CHECK(dense_rows(device_residual.to_host(), width, stride) == sums);
+}
+
+TEMPLATE_TEST_CASE("RMSNorm takes a residual that stays float beside rows of 16 bits", "[kernel][gpu]", bf16, fp16) {
+  nvl_test::require_device();
+  for (const RmsNormCase& c : nvl_test::rms_norm_cases()) {
+    if (std::int64_t{c.num_tokens} * c.hidden <= max_elements) { check_wide_case<TestType>(c); }
+  }
+}
+
 TEMPLATE_TEST_CASE("RMSNorm may write over its input", "[kernel][gpu]", bf16, fp16, float) {
   nvl_test::require_device();
   for (const bool adds : {false, true}) {

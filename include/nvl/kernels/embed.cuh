@@ -1,6 +1,6 @@
 #pragma once
 /// Rows picked by index: token ids to rows of the embedding table, and rows of a tensor to a shorter one.
-///   embed:        out[t] = table[ids[t]], or table[sampled[-1 - ids[t]]] where ids[t] < 0
+///   embed:        out[t] = table[ids[t]], or table[sampled[-1 - ids[t]]] where ids[t] < 0; of the table's type, or float
 ///   gather_rows:  out[i] = x[rows[i]]
 /// Oracle: kernels/reference/linear.hpp (embed)
 
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_runtime.h>
 
@@ -19,9 +20,11 @@ namespace nvl::inline NVL_ABI {
 namespace kernels {
 
 /// Run-time values, passed by value to the kernel.
-template <class T>
+template <class T, class Out = T>
 struct EmbedParams {
-  T* out = nullptr;              // [num_rows, hidden], device, contiguous
+  static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>, "nvl: embed writes the type of its table, or float");
+
+  Out* out = nullptr;            // [num_rows, hidden], device, contiguous
   const T* table = nullptr;      // [any, hidden], device, contiguous; not `out`
   const TokenId* ids = nullptr;  // [num_rows], device. -1 - i: the id that sampled[i] will hold by then
   const TokenId* sampled =
@@ -37,8 +40,8 @@ inline constexpr int embed_max_threads = 512;  // [per block]
 }
 
 /// Block: x over the 16-byte vectors of a row (looping if there are more), y over rows.
-template <class T>
-NVL_KERNEL void __launch_bounds__(detail::embed_max_threads) embed_kernel(const __grid_constant__ EmbedParams<T> p) {
+template <class T, class Out>
+NVL_KERNEL void __launch_bounds__(detail::embed_max_threads) embed_kernel(const __grid_constant__ EmbedParams<T, Out> p) {
   using Vector = detail::RowVector<T>;
   const auto row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   detail::wait_for_previous();
@@ -47,9 +50,16 @@ NVL_KERNEL void __launch_bounds__(detail::embed_max_threads) embed_kernel(const 
   TokenId id = p.ids[row];
   if (id < 0) { id = p.sampled[-1 - id]; }
   const T* const from = p.table + std::int64_t{id} * p.hidden;
-  T* const to = p.out + row * p.hidden;
+  Out* const to = p.out + row * p.hidden;
   for (int i = static_cast<int>(threadIdx.x) * Vector::size; i < p.hidden; i += static_cast<int>(blockDim.x) * Vector::size) {
-    Vector::load(from + i).store(to + i);
+    const Vector vector = Vector::load(from + i);
+    if constexpr (std::is_same_v<T, Out>) {
+      vector.store(to + i);
+    } else {
+      float values[Vector::size];
+      vector.unpack(values);
+      detail::store_floats(to + i, values);
+    }
   }
 }
 
@@ -57,8 +67,8 @@ NVL_KERNEL void __launch_bounds__(detail::embed_max_threads) embed_kernel(const 
 /// a row of the table.
 /// \param overlap_previous start while the stream's previous kernel ends; see detail::LaunchConfig
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
-template <class T>
-void launch_embed(const EmbedParams<T>& p, cudaStream_t stream, bool overlap_previous = true) {
+template <class T, class Out = T>
+void launch_embed(const EmbedParams<T, Out>& p, cudaStream_t stream, bool overlap_previous = true) {
   NVL_EXPECTS(p.hidden > 0 && p.hidden % 8 == 0, "embed hidden", p.hidden, "a positive multiple of 8");
   NVL_EXPECTS(p.num_rows >= 0, "embed num_rows", p.num_rows, "not negative");
   if (p.num_rows == 0) { return; }
@@ -69,7 +79,7 @@ void launch_embed(const EmbedParams<T>& p, cudaStream_t stream, bool overlap_pre
                                     .block = dim3(static_cast<unsigned>(threads_per_row), static_cast<unsigned>(rows_per_block)),
                                     .stream = stream,
                                     .overlap_previous = overlap_previous};
-  NVL_CUDA_CHECK(detail::launch(config, embed_kernel<T>, p));
+  NVL_CUDA_CHECK(detail::launch(config, embed_kernel<T, Out>, p));
 }
 
 /// out[i] = x[rows[i]], i < num_rows. \param rows device, each a row of x. Else as launch_embed.

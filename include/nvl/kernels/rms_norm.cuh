@@ -1,7 +1,8 @@
 #pragma once
 /// RMS normalisation of token rows, alone or fused with the residual addition in front of it:
 ///   out[t, i] = y[t, i] * weight[i] / sqrt(mean_i(y[t, i]^2) + eps)
-/// y = x, or y = residual + x rounded to T, which then replaces the residual.
+/// y = x, or y = residual + x rounded to the residual's type, which then replaces the residual. A residual of float beside rows of
+/// 16 bits may also be normalised as it is.
 /// Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.   Oracle: kernels/reference/rms_norm.hpp
 
 #include <nvl/core/config.hpp>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include <cuda_runtime.h>
 
@@ -19,11 +21,13 @@ namespace nvl::inline NVL_ABI {
 namespace kernels {
 
 /// A row stays in registers between the sum and the scaling, so it is read once.
-template <class T, int kVectors, int kMaxThreads, bool kAddsResidual>
+template <class T, int kVectors, int kMaxThreads, bool kAddsResidual, class ResidualT = T>
 struct RmsNormTraits {
-  using Element = T;                               // storage type; all arithmetic is float
-  static constexpr int vectors = kVectors;         // 16-byte vectors of a row that one thread keeps
-  static constexpr int max_threads = kMaxThreads;  // [threads per block]
+  using Element = T;                                              // storage type; all arithmetic is float
+  using Residual = ResidualT;                                     // T or float
+  static constexpr bool is_wide = !std::is_same_v<T, ResidualT>;  // rows are of the residual, with or without x to add
+  static constexpr int vectors = kVectors;                        // 16-byte vectors of a row that one thread keeps
+  static constexpr int max_threads = kMaxThreads;                 // [threads per block]
   static constexpr bool adds_residual = kAddsResidual;
   static constexpr int vec = detail::vec_elements<T>;  // [elements per vector]
   static constexpr int max_chunks = kVectors * kMaxThreads / 32;
@@ -36,12 +40,14 @@ struct RmsNormTraits {
 };
 
 /// Run-time values, passed by value to the kernel. Strides count elements; 0 means `hidden`.
-template <class T>
+template <class T, class Residual = T>
 struct RmsNormParams {
-  T* out = nullptr;           // [num_tokens, hidden], device; may be the rows of x
-  const T* x = nullptr;       // [num_tokens, hidden], device
-  T* residual = nullptr;      // [num_tokens, hidden], device; nullptr: nothing is added. Other rows than x and out
-  const T* weight = nullptr;  // [hidden], device
+  static_assert(std::is_same_v<Residual, T> || std::is_same_v<Residual, float>, "nvl: RMSNorm takes a residual of T or float");
+
+  T* out = nullptr;              // [num_tokens, hidden], device; may be the rows of x
+  const T* x = nullptr;          // [num_tokens, hidden], device; nullptr: a residual that is not of T is normalised as it is
+  Residual* residual = nullptr;  // [num_tokens, hidden], device; nullptr: nothing is added. Other rows than x and out
+  const T* weight = nullptr;     // [hidden], device
   std::int64_t out_stride = 0;
   std::int64_t x_stride = 0;
   std::int64_t residual_stride = 0;
@@ -125,12 +131,57 @@ __device__ __forceinline__ float row_sum(float (&partial)[Traits::vectors], type
   return sum;
 }
 
+/// A row of a float residual, to which x, if there is one, is added: sums stay in registers, unrounded.
+template <class Traits, CacheUse kStore>
+__device__ __forceinline__ void normalize_wide_row(const RmsNormParams<typename Traits::Element, float>& p, int row,
+                                                   const RowVector<typename Traits::Element> (&weight)[Traits::vectors],
+                                                   typename Traits::SharedStorage& shared) {
+  using Vector = RowVector<typename Traits::Element>;
+  constexpr int vec = Traits::vec;
+  const auto column = [&](int j) { return static_cast<int>(threadIdx.x + j * blockDim.x) * vec; };
+  float* const residual = p.residual + row * p.residual_stride;
+  float y[Traits::vectors][vec] = {};
+  [[maybe_unused]] Vector x[Traits::vectors];
+#pragma unroll
+  for (int j = 0; j < Traits::vectors; ++j) {
+    if (column(j) < p.hidden) {
+      load_floats_16(y[j], residual + column(j));
+      if constexpr (Traits::adds_residual) { x[j] = Vector::load(p.x + row * p.x_stride + column(j)); }
+    }
+  }
+  float partial[Traits::vectors];
+#pragma unroll
+  for (int j = 0; j < Traits::vectors; ++j) {
+    if constexpr (Traits::adds_residual) {
+      float values[vec];
+      x[j].unpack(values);
+#pragma unroll
+      for (int i = 0; i < vec; ++i) { y[j][i] += values[i]; }
+    }
+    partial[j] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < vec; ++i) { partial[j] = fmaf(y[j][i], y[j][i], partial[j]); }
+  }
+  const float scale = rsqrtf(row_sum<Traits>(partial, shared) / static_cast<float>(p.hidden) + p.eps);
+#pragma unroll
+  for (int j = 0; j < Traits::vectors; ++j) {
+    if (column(j) < p.hidden) {
+      float w[vec];
+      weight[j].unpack(w);
+      if constexpr (Traits::adds_residual) { store_floats<kStore>(residual + column(j), y[j]); }
+#pragma unroll
+      for (int i = 0; i < vec; ++i) { w[i] *= scale * y[j][i]; }
+      Vector::pack(w).template store<kStore>(p.out + row * p.out_stride + column(j));
+    }
+  }
+}
+
 }  // namespace detail
 
 /// Block (threads_per_row, rows_per_block) of RmsNormShape; grid: enough blocks for all rows.
 template <class Traits, detail::CacheUse kStore>
 NVL_KERNEL void __launch_bounds__(Traits::max_threads)
-    rms_norm_kernel(const __grid_constant__ RmsNormParams<typename Traits::Element> p) {
+    rms_norm_kernel(const __grid_constant__ RmsNormParams<typename Traits::Element, typename Traits::Residual> p) {
   using T = typename Traits::Element;
   using Vector = detail::RowVector<T>;
   constexpr int vec = Traits::vec;
@@ -146,50 +197,55 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
   detail::wait_for_previous_and_let_next_start(p.num_tokens);
   if (row >= p.num_tokens) { return; }  // whole warps, and only in blocks whose rows need no barrier
 
-  const T* const x = p.x + row * p.x_stride;
-  T* const residual = Traits::adds_residual ? p.residual + row * p.residual_stride : nullptr;
-  Vector y[Traits::vectors];
-  [[maybe_unused]] Vector old[Traits::vectors];
+  if constexpr (Traits::is_wide) {
+    detail::normalize_wide_row<Traits, kStore>(p, row, weight, shared);
+    return;
+  } else {
+    const T* const x = p.x + row * p.x_stride;
+    T* const residual = Traits::adds_residual ? p.residual + row * p.residual_stride : nullptr;
+    Vector y[Traits::vectors];
+    [[maybe_unused]] Vector old[Traits::vectors];
 #pragma unroll
-  for (int j = 0; j < Traits::vectors; ++j) {
-    if (column(j) < p.hidden) {
-      y[j] = Vector::load(x + column(j));
-      if constexpr (Traits::adds_residual) { old[j] = Vector::load(residual + column(j)); }
+    for (int j = 0; j < Traits::vectors; ++j) {
+      if (column(j) < p.hidden) {
+        y[j] = Vector::load(x + column(j));
+        if constexpr (Traits::adds_residual) { old[j] = Vector::load(residual + column(j)); }
+      }
     }
-  }
 
-  float partial[Traits::vectors];
+    float partial[Traits::vectors];
 #pragma unroll
-  for (int j = 0; j < Traits::vectors; ++j) {
-    float values[vec];
-    y[j].unpack(values);
-    if constexpr (Traits::adds_residual) {
-      float base[vec];
-      old[j].unpack(base);
-#pragma unroll
-      for (int i = 0; i < vec; ++i) { values[i] += base[i]; }
-      y[j] = Vector::pack(values);
-      y[j].unpack(values);  // the norm is that of the stored sum
-    }
-    partial[j] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < vec; ++i) { partial[j] = fmaf(values[i], values[i], partial[j]); }
-    y[j].keep_packed();
-  }
-  const float scale = rsqrtf(detail::row_sum<Traits>(partial, shared) / static_cast<float>(p.hidden) + p.eps);
-
-  T* const out = p.out + row * p.out_stride;
-#pragma unroll
-  for (int j = 0; j < Traits::vectors; ++j) {
-    if (column(j) < p.hidden) {
-      float values[vec], w[vec];
+    for (int j = 0; j < Traits::vectors; ++j) {
+      float values[vec];
       y[j].unpack(values);
-      weight[j].unpack(w);
+      if constexpr (Traits::adds_residual) {
+        float base[vec];
+        old[j].unpack(base);
 #pragma unroll
-      for (int i = 0; i < vec; ++i) { values[i] *= scale * w[i]; }
-      // Not earlier: stores between the loads and the sum cost 1 % of a large call (66.5 instead of 65.9 us at 8192 x 4096).
-      if constexpr (Traits::adds_residual) { y[j].template store<kStore>(residual + column(j)); }
-      Vector::pack(values).template store<kStore>(out + column(j));
+        for (int i = 0; i < vec; ++i) { values[i] += base[i]; }
+        y[j] = Vector::pack(values);
+        y[j].unpack(values);  // the norm is that of the stored sum
+      }
+      partial[j] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < vec; ++i) { partial[j] = fmaf(values[i], values[i], partial[j]); }
+      y[j].keep_packed();
+    }
+    const float scale = rsqrtf(detail::row_sum<Traits>(partial, shared) / static_cast<float>(p.hidden) + p.eps);
+
+    T* const out = p.out + row * p.out_stride;
+#pragma unroll
+    for (int j = 0; j < Traits::vectors; ++j) {
+      if (column(j) < p.hidden) {
+        float values[vec], w[vec];
+        y[j].unpack(values);
+        weight[j].unpack(w);
+#pragma unroll
+        for (int i = 0; i < vec; ++i) { values[i] *= scale * w[i]; }
+        // Not earlier: stores between the loads and the sum cost 1 % of a large call (66.5 instead of 65.9 us at 8192 x 4096).
+        if constexpr (Traits::adds_residual) { y[j].template store<kStore>(residual + column(j)); }
+        Vector::pack(values).template store<kStore>(out + column(j));
+      }
     }
   }
 }
@@ -197,23 +253,26 @@ NVL_KERNEL void __launch_bounds__(Traits::max_threads)
 namespace detail {
 
 /// One of the compiled kernels: kMaxThreads is the largest block that a RmsNormShape with this many vectors has.
-template <class T, int kVectors, int kMaxThreads, bool kAddsResidual, CacheUse kStore>
-void launch_rms_norm_as(const RmsNormParams<T>& p, const RmsNormShape& shape, cudaStream_t stream, bool overlap_previous) {
+template <class T, int kVectors, int kMaxThreads, bool kAddsResidual, CacheUse kStore, class Residual>
+void launch_rms_norm_as(const RmsNormParams<T, Residual>& p, const RmsNormShape& shape, cudaStream_t stream,
+                        bool overlap_previous) {
   const LaunchConfig config{
       .grid = dim3(static_cast<unsigned>((p.num_tokens + shape.rows_per_block - 1) / shape.rows_per_block)),
       .block = dim3(static_cast<unsigned>(shape.threads_per_row), static_cast<unsigned>(shape.rows_per_block)),
       .stream = stream,
       .overlap_previous = overlap_previous};
-  NVL_CUDA_CHECK(launch(config, rms_norm_kernel<RmsNormTraits<T, kVectors, kMaxThreads, kAddsResidual>, kStore>, p));
+  NVL_CUDA_CHECK(launch(config, rms_norm_kernel<RmsNormTraits<T, kVectors, kMaxThreads, kAddsResidual, Residual>, kStore>, p));
 }
 
-template <class T, bool kAddsResidual>
-void launch_rms_norm_shape(const RmsNormParams<T>& p, const RowTuning& tuning, cudaStream_t stream, bool overlap_previous) {
+template <class T, bool kAddsResidual, class Residual>
+void launch_rms_norm_shape(const RmsNormParams<T, Residual>& p, const RowTuning& tuning, cudaStream_t stream,
+                           bool overlap_previous) {
   const RmsNormShape shape = rms_norm_shape(p.hidden / vec_elements<T>, p.num_tokens, tuning);
   if (shape.vectors == 1) {
     return launch_rms_norm_as<T, 1, 1024, kAddsResidual, CacheUse::again>(p, shape, stream, overlap_previous);
   }
-  const std::int64_t output_bytes = std::int64_t{p.num_tokens} * p.hidden * static_cast<int>(sizeof(T)) * (kAddsResidual ? 2 : 1);
+  const std::int64_t output_bytes =
+      std::int64_t{p.num_tokens} * p.hidden * static_cast<int>(sizeof(T) + (kAddsResidual ? sizeof(Residual) : 0));
   dispatch_cache_use(output_bytes, tuning, [&]<CacheUse kStore>() {
     if (shape.vectors == 4) {
       launch_rms_norm_as<T, 4, 256, kAddsResidual, kStore>(p, shape, stream, overlap_previous);
@@ -228,8 +287,8 @@ void launch_rms_norm_shape(const RmsNormParams<T>& p, const RowTuning& tuning, c
 /// Normalises `num_tokens` rows. Asynchronous on `stream`; allocates nothing; safe inside CUDA graph capture.
 /// \param overlap_previous start while the stream's previous kernel ends; see detail::LaunchConfig
 /// \throws InvalidArgument that names the field, its value and the rule; CudaError if the launch is refused.
-template <class T>
-void launch_rms_norm(RmsNormParams<T> p, cudaStream_t stream, bool overlap_previous = true) {
+template <class T, class Residual = T>
+void launch_rms_norm(RmsNormParams<T, Residual> p, cudaStream_t stream, bool overlap_previous = true) {
   constexpr int max_hidden = 8 * 512 * detail::vec_elements<T>;
   NVL_EXPECTS(p.hidden > 0 && p.hidden % 8 == 0 && p.hidden <= max_hidden, "rms_norm hidden", p.hidden,
               "a positive multiple of 8, at most " + std::to_string(max_hidden));
@@ -241,7 +300,10 @@ void launch_rms_norm(RmsNormParams<T> p, cudaStream_t stream, bool overlap_previ
   }
   if (p.num_tokens == 0) { return; }
   const detail::RowTuning tuning = detail::row_tuning();
-  if (p.residual != nullptr) {
+  constexpr bool is_wide = !std::is_same_v<T, Residual>;
+  NVL_EXPECTS(is_wide ? p.residual != nullptr : p.x != nullptr, is_wide ? "rms_norm residual" : "rms_norm x", "nullptr",
+              "rows in device memory");
+  if (p.residual != nullptr && p.x != nullptr) {
     detail::launch_rms_norm_shape<T, true>(p, tuning, stream, overlap_previous);
   } else {
     detail::launch_rms_norm_shape<T, false>(p, tuning, stream, overlap_previous);

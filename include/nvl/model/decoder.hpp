@@ -24,15 +24,16 @@
 namespace nvl::inline NVL_ABI {
 
 /// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows.
-template <class T>
+/// \tparam R type of the residual
+template <class T, class R = T>
 struct Activations {
-  T* residual = nullptr;           // [T, hidden]
+  R* residual = nullptr;           // [T, hidden] sum of all layers so far
   T* hidden = nullptr;             // [T, hidden] input of the next projection, and output of the last
   T* qkv = nullptr;                // [T, qkv_size]
   T* attention = nullptr;          // [T, q_size]
   T* gate_up = nullptr;            // [T, 2 intermediate]
   T* activated = nullptr;          // [T, intermediate]
-  T* sampled_residual = nullptr;   // [R, hidden] rows of the last layer that go on
+  R* sampled_residual = nullptr;   // [R, hidden] rows of the last layer that go on
   T* sampled_attention = nullptr;  // [R, q_size] likewise
   float* logits = nullptr;         // [R, vocab]
 };
@@ -42,6 +43,7 @@ class Decoder {
  public:
   using Element = typename Attention::Element;
   using Ops = typename Attention::Ops;
+  using Scratch = Activations<Element, Residual<Ops>>;
 
   /// All of them outlive the decoder.
   Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops,
@@ -55,7 +57,7 @@ class Decoder {
 
   /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
   /// rows in `a.logits`. Asynchronous where the device is.
-  void forward(const StepInput& in, const KvLayout& layout, Element* kv, const Activations<Element>& a) {
+  void forward(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a) {
     const std::int32_t num_tokens = in.num_tokens();
     const float eps = static_cast<float>(config_.rms_norm_eps);
     attention_.plan(metadata_of(in));
@@ -63,7 +65,7 @@ class Decoder {
     ops_.rms_norm(a.hidden, a.residual, weights_.layers.front().attn_norm, num_tokens, eps);
 
     std::int32_t rows = num_tokens;
-    Element* residual = a.residual;
+    Residual<Ops>* residual = a.residual;
     const Element* attended = a.attention;
     for (std::int32_t layer = 0; layer < config_.num_layers; ++layer) {
       const LayerWeights<Ops>& w = weights_.layers[static_cast<std::size_t>(layer)];
@@ -94,7 +96,7 @@ class Decoder {
 
  private:
   /// a.hidden -> a.attention, and K and V into their slots.
-  void attend(const StepInput& in, const KvLayout& layout, Element* kv, const Activations<Element>& a, const LayerWeights<Ops>& w,
+  void attend(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a, const LayerWeights<Ops>& w,
               std::int32_t window) {
     const std::int32_t q_heads = context_.slice(config_.num_q_heads).size();
     const std::int32_t kv_heads = context_.slice(config_.num_kv_heads).size();

@@ -234,24 +234,25 @@ class ModelRunner {
       total += ceil_div(elements, alignment) * alignment;
       return offset;
     };
-    const std::int64_t residual = reserve(tokens * config_.hidden_size);
+    constexpr std::int64_t residual_elements = sizeof(Residual<Ops>) / sizeof(Element);  // that one of the residual takes
+    const std::int64_t residual = reserve(tokens * config_.hidden_size * residual_elements);
     const std::int64_t hidden = reserve(tokens * config_.hidden_size);
     const std::int64_t qkv = reserve(tokens * (q_size + 2 * kv_size));
     const std::int64_t attention = reserve(tokens * q_size);
     const std::int64_t gate_up = reserve(tokens * 2 * intermediate);
     const std::int64_t activated = reserve(tokens * intermediate);
-    const std::int64_t sampled_residual = reserve(samples * config_.hidden_size);
+    const std::int64_t sampled_residual = reserve(samples * config_.hidden_size * residual_elements);
     const std::int64_t sampled_attention = reserve(samples * q_size);
     scratch_ = Buffer(device, elements_to_bytes(total));
     logits_ = Buffer(device, static_cast<std::size_t>(samples) * static_cast<std::size_t>(config_.vocab_size) * sizeof(float));
     Element* const base = scratch_.template as<Element>();
-    activations_ = {.residual = base + residual,
+    activations_ = {.residual = reinterpret_cast<Residual<Ops>*>(base + residual),
                     .hidden = base + hidden,
                     .qkv = base + qkv,
                     .attention = base + attention,
                     .gate_up = base + gate_up,
                     .activated = base + activated,
-                    .sampled_residual = base + sampled_residual,
+                    .sampled_residual = reinterpret_cast<Residual<Ops>*>(base + sampled_residual),
                     .sampled_attention = base + sampled_attention,
                     .logits = logits_.template as<float>()};
   }
@@ -266,7 +267,7 @@ class ModelRunner {
   Buffer scratch_;
   Buffer logits_;
   typename detail::HostPool<Ops>::Buffer host_kv_;
-  Activations<Element> activations_;
+  typename Decoder<Attention, Context>::Scratch activations_;
   Attention attention_;
   Decoder<Attention, Context> decoder_;
   std::array<StepOutput, 2> outputs_;  // of the step that runs and of the one launched ahead of it

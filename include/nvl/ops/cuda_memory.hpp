@@ -5,6 +5,7 @@
 #include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/device_options.hpp>
+#include <nvl/core/dtype.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step.hpp>
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
@@ -89,6 +91,10 @@ inline kernels::SamplingResultLayout sampling_results(const StepLimits& limits) 
   return {.max_rows = limits.max_num_seqs, .max_top_logprobs = limits.max_logprobs};
 }
 
+/// The type of the residual. Float for fp16, whose 11 bits its large elements use up: on SmolLM2 that halves the error of the logits.
+template <class T>
+using CudaResidual = std::conditional_t<std::is_same_v<T, fp16>, float, T>;
+
 /// What CudaOps will take of the device's reserve, and what the driver will for the graphs.
 /// \tparam T element type of weights and activations
 template <class T>
@@ -107,6 +113,9 @@ FixedMemory cuda_fixed_memory(const ModelConfig& config, const StepLimits& limit
                            buffer(kernels::gemm_workspace_bytes) +
                            buffer(kernels::sampling_workspace_bytes(limits.max_num_seqs, config.vocab_size)) +
                            buffer(sampling_results(limits).bytes()) + buffer(rows * sizeof(TokenId)) + rounding_bytes;
+  // The plan's activations are of T.
+  memory.workspace_bytes += (std::int64_t{limits.max_num_tokens} + limits.max_num_seqs) * config.hidden_size *
+                            static_cast<std::int64_t>(sizeof(CudaResidual<T>) - sizeof(T));
   if (options.use_graphs) { memory.graph_bytes = CudaGraphSizes::estimated_bytes(config.num_layers, limits.max_num_seqs); }
   return memory;
 }

@@ -71,6 +71,7 @@ class CudaOps {
 
  public:
   using Element = T;
+  using Residual = CudaResidual<T>;
   using Device = CudaDevice;
   using Weight = CudaWeight<T>;
   using Vector = CudaVector<T>;
@@ -253,26 +254,31 @@ class CudaOps {
 
   /// The one kernel of a step that does not overlap the one before it: whatever follows may count on all of the steps before,
   /// on this step's arrays and on the plan of its attention.
-  void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
+  void embed(Residual* out, std::span<const TokenId> ids, const Weight& table) {
     const kernels::detail::TraceSpan span("embed");
-    kernels::launch_embed<T>({.out = out,
-                              .table = table.data,
-                              .ids = ids.data(),
-                              .sampled = sampled_.template as<TokenId>(),
-                              .num_rows = static_cast<int>(ids.size()),
-                              .hidden = table.in_features},
-                             stream(), false);
+    kernels::launch_embed<T, Residual>({.out = out,
+                                        .table = table.data,
+                                        .ids = ids.data(),
+                                        .sampled = sampled_.template as<TokenId>(),
+                                        .num_rows = static_cast<int>(ids.size()),
+                                        .hidden = table.in_features},
+                                       stream(), false);
   }
 
-  void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
+  void rms_norm(T* out, const Residual* x, const Vector& w, std::int32_t rows, float eps) {
     const kernels::detail::TraceSpan span("rms_norm");
-    kernels::launch_rms_norm<T>({.out = out, .x = x, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps},
-                                stream());
+    kernels::RmsNormParams<T, Residual> params{.out = out, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps};
+    if constexpr (std::same_as<Residual, T>) {
+      params.x = x;
+    } else {
+      params.residual = const_cast<Residual*>(x);  // read alone, where there is no x to add
+    }
+    kernels::launch_rms_norm<T, Residual>(params, stream());
   }
 
-  void add_rms_norm(T* out, T* residual, const T* x, const Vector& w, std::int32_t rows, float eps) {
+  void add_rms_norm(T* out, Residual* residual, const T* x, const Vector& w, std::int32_t rows, float eps) {
     const kernels::detail::TraceSpan span("add_rms_norm");
-    kernels::launch_rms_norm<T>(
+    kernels::launch_rms_norm<T, Residual>(
         {.out = out, .x = x, .residual = residual, .weight = w.data, .num_tokens = rows, .hidden = w.size, .eps = eps}, stream());
   }
 
@@ -302,9 +308,11 @@ class CudaOps {
                                         stream());
   }
 
-  void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+  /// Of T and of Residual.
+  template <class U>
+  void gather_rows(U* out, const U* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
     const kernels::detail::TraceSpan span("gather_rows");
-    kernels::launch_gather_rows<T>(out, x, rows.data(), static_cast<int>(rows.size()), hidden, stream());
+    kernels::launch_gather_rows<U>(out, x, rows.data(), static_cast<int>(rows.size()), hidden, stream());
   }
 
   void copy_blocks(T* kv, const KvLayout& layout, std::int32_t num_layers, std::span<const BlockCopy> copies) {

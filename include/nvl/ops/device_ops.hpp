@@ -39,6 +39,19 @@ struct QkNormRopeStore {
   Element* kv = nullptr;  // one layer
 };
 
+/// The type of the residual, the sum of all layers so far: `O::Residual` of ops that keep it wider than their Element.
+template <class O>
+struct ResidualOf {
+  using type = typename O::Element;
+};
+template <class O>
+  requires requires { typename O::Residual; }
+struct ResidualOf<O> {
+  using type = typename O::Residual;
+};
+template <class O>
+using Residual = typename ResidualOf<O>::type;
+
 /// Matrices are row-major. `x` and `out` of one call do not overlap unless it says so. An op may return before it is done; ops
 /// of one object run in the order of the calls. `linear` and its kin do not let one row's result depend on the other rows.
 /// Spans and pointers of a step are those of the StepInput that `stage` returned.
@@ -46,6 +59,7 @@ struct QkNormRopeStore {
 /// | expression                                    | meaning                                                                |
 /// |-----------------------------------------------|------------------------------------------------------------------------|
 /// | `O::Element`                                  | type of activations and KV                                             |
+/// | `O::Residual`                                 | optional: type of the residual, where that is wider. Residual<O> below |
 /// | `O::Device`                                   | owns what its ops run on: threads or streams. Constructible from       |
 /// |                                               | DeviceOptions. `Device::Buffer(device, bytes)`: zeroed device memory,  |
 /// |                                               | movable, `template as<T>()`. `Device::memory(options)`: static         |
@@ -65,14 +79,14 @@ struct QkNormRopeStore {
 /// |                                               | or replays what it did for such a step                                 |
 /// | `o.await(out)`                                | `out`, passed to `execute`, is complete                                |
 /// | `o.read(values, n)`                           | device floats as a host span, valid until the next op                  |
-/// | `o.embed(out, ids, table)`                    | out[t] = table row ids[t]                                              |
-/// | `o.rms_norm(out, x, w, rows, eps)`            | out may be x                                                           |
-/// | `o.add_rms_norm(out, residual, x, w, rows, e)`| residual += x; out = norm(residual); out may be x                      |
+/// | `o.embed(out, ids, table)`                    | out[t] = table row ids[t]; out is Residual<O>                          |
+/// | `o.rms_norm(out, x, w, rows, eps)`            | x is Residual<O>; out may be x if that is Element                      |
+/// | `o.add_rms_norm(out, residual, x, w, rows, e)`| residual += x, Residual<O>; out = norm(residual); out may be x         |
 /// | `o.linear(out, x, w, rows)`                   | out[rows, out_features] = x w^T + bias                                 |
 /// | `o.logits(out, x, w, rows)`                   | the same with float output                                             |
 /// | `o.qk_norm_rope_store(call)`                  |                                                                        |
 /// | `o.gated_activation(out, gate_up, rows, n, a)`| out[r, i] = a(gate_up[r, i]) * gate_up[r, n + i], i < n                |
-/// | `o.gather_rows(out, x, rows, hidden)`         | out[i] = x[rows[i]]                                                    |
+/// | `o.gather_rows(out, x, rows, hidden)`         | out[i] = x[rows[i]], both Element or both Residual<O>                  |
 /// | `o.copy_blocks(kv, layout, layers, copies)`   | each copy in every layer, in order; kv is [layers] x KvLayout          |
 /// | `o.sample(in, logits, vocab_size, out)`       | logits [R, vocab_size] to out.sampled[R]                               |
 template <class O>
@@ -89,9 +103,10 @@ concept DeviceOps =
     std::constructible_from<typename O::Device::Buffer, typename O::Device&, std::size_t> &&
     requires(O o, typename O::Element* out, const typename O::Element* x, float* logits, const float* const_logits,
              const typename O::Weight& weight, const typename O::Vector& vector, std::span<const HostTensor* const> tensors,
-             const HostTensor& tensor, RopeTable table, std::span<const TokenId> ids, std::span<const std::int32_t> indices,
-             const QkNormRopeStore<O>& store, const KvLayout& layout, std::span<const BlockCopy> copies, const StepInput& in,
-             StepOutput& sampled, void (*body)(), Activation activation, std::int32_t n, float eps) {
+             Residual<O>* residual, const Residual<O>* const_residual, const HostTensor& tensor, RopeTable table,
+             std::span<const TokenId> ids, std::span<const std::int32_t> indices, const QkNormRopeStore<O>& store,
+             const KvLayout& layout, std::span<const BlockCopy> copies, const StepInput& in, StepOutput& sampled, void (*body)(),
+             Activation activation, std::int32_t n, float eps) {
       { o.load_weight(tensors, tensors) } -> std::same_as<typename O::Weight>;
       { o.load_vector(tensor) } -> std::same_as<typename O::Vector>;
       { o.load_rope(std::move(table)) } -> std::same_as<typename O::Rope>;
@@ -100,14 +115,15 @@ concept DeviceOps =
       o.execute(in, sampled, body);
       o.await(sampled);
       { o.read(const_logits, std::size_t{}) } -> std::same_as<std::span<const float>>;
-      o.embed(out, ids, weight);
-      o.rms_norm(out, x, vector, n, eps);
-      o.add_rms_norm(out, out, x, vector, n, eps);
+      o.embed(residual, ids, weight);
+      o.rms_norm(out, const_residual, vector, n, eps);
+      o.add_rms_norm(out, residual, x, vector, n, eps);
       o.linear(out, x, weight, n);
       o.logits(logits, x, weight, n);
       o.qk_norm_rope_store(store);
       o.gated_activation(out, x, n, n, activation);
       o.gather_rows(out, x, indices, n);
+      o.gather_rows(residual, const_residual, indices, n);
       o.copy_blocks(out, layout, n, copies);
       o.sample(in, const_logits, n, sampled);
     };

@@ -118,6 +118,26 @@ struct RowVector {
   }
 };
 
+/// Neighbouring floats, a multiple of four, in accesses of 16 bytes.
+template <int kCount>
+__device__ __forceinline__ void load_floats_16(float (&values)[kCount], const float* p) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    float four[4];
+    RowVector<float>::load(p + i).unpack(four);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) { values[i + j] = four[j]; }
+  }
+}
+template <CacheUse kUse = CacheUse::again, int kCount>
+__device__ __forceinline__ void store_floats(float* p, const float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const float four[4] = {values[i], values[i + 1], values[i + 2], values[i + 3]};
+    RowVector<float>::pack(four).template store<kUse>(p + i);
+  }
+}
+
 #endif
 
 }  // namespace kernels::detail
