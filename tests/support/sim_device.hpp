@@ -402,7 +402,7 @@ inline nvl::EngineOptions sim_options(std::int64_t num_blocks, std::int64_t num_
 
 /// The output of `request` without cache, batch or engine. Sampling: greedy or by `seed`; ends by length, end of sequence or
 /// stop token.
-inline std::vector<nvl::TokenId> sim_tokens(const nvl::Request& request, std::uint64_t seed = 0) {
+inline std::vector<nvl::TokenId> sim_tokens(const nvl::Request& request, std::uint64_t seed = 0, std::uint32_t choice = 0) {
   const nvl::SamplingParams& p = request.sampling;
   std::vector<nvl::TokenId> stops = p.stop_token_ids;
   if (!p.ignore_eos) { stops.push_back(7); }
@@ -425,6 +425,7 @@ inline std::vector<nvl::TokenId> sim_tokens(const nvl::Request& request, std::ui
     nvl::SamplingRow row;
     row.temperature = p.temperature;
     row.seed = seed;
+    row.choice = choice;
     row.output_index = static_cast<std::uint32_t>(output.size());
     const bool is_banned = static_cast<std::int32_t>(output.size()) < p.min_tokens;
     const nvl::TokenId token = sim::sampled(residual, row, is_banned ? stops : std::vector<nvl::TokenId>(), {}).token;

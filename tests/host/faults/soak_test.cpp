@@ -5,6 +5,7 @@
 #include "support/sim_requests.hpp"
 
 #include <nvl/engine/async_engine.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
@@ -80,6 +81,7 @@ void check_that_nothing_is_left(const Engine& engine, int num_requests) {
   const EngineStats stats = engine.stats();
   CHECK(stats.num_submitted == static_cast<std::uint64_t>(num_requests));
   CHECK(stats.num_free_blocks == stats.num_blocks);
+  CHECK(stats.num_free_host_blocks == stats.num_host_blocks);
   CHECK(stats.num_waiting + stats.num_running + stats.num_queued == 0);
   CHECK(stats.queued_tokens == 0);
   std::uint64_t num_finished = 0;
@@ -91,7 +93,7 @@ void check_that_nothing_is_left(const Engine& engine, int num_requests) {
 template <class Engine>
 void soak(int num_requests, bool check_memory) {
   const std::ptrdiff_t files = num_files();
-  Engine engine(sim_config(), sim_weights(), sim_options(30));
+  Engine engine(sim_config(), sim_weights(), sim_options(30, 20));
   std::mt19937 random(1);
   Ledger ledger;
   std::vector<double> memory;
@@ -136,14 +138,10 @@ void soak_async(int num_requests, bool check_memory) {
   std::vector<double> memory;
   constexpr int num_clients = 4;
   {
-    AsyncEngine engine(std::make_unique<Engine>(sim_config(), sim_weights(), sim_options(30)), {.max_num_queued_reqs = 16});
+    AsyncEngine engine(std::make_unique<Engine>(sim_config(), sim_weights(), sim_options(30, 20)), {.max_num_queued_reqs = 16});
     const auto judge = [&](const Request& request, const Completion& done) {
-      const std::vector<TokenId> expected = sim_tokens(request, *request.sampling.seed);
-      const bool is_aborted = done.finish_reason == FinishReason::abort;
-      const bool is_right = done.output_ids.size() <= expected.size() &&
-                            std::equal(done.output_ids.begin(), done.output_ids.end(), expected.begin()) &&
-                            (is_aborted || (done.output_ids.size() == expected.size() && done.error.empty()));
-      num_wrong += is_right ? 0 : 1;
+      const bool is_aborted = was_aborted(done);
+      num_wrong += is_right(request, done) && (is_aborted || done.error.empty()) ? 0 : 1;
       num_aborted += is_aborted ? 1 : 0;
       const int ended = ++num_ended;
       if (ended % std::max(num_requests / 100, 1) == 0) {
@@ -215,7 +213,7 @@ void soak_async(int num_requests, bool check_memory) {
 }
 
 using Engines = std::tuple<SimEngine<PrefillFirstScheduler, PrefixCacheAllocator>,
-                           SimEngine<TokenBudgetScheduler<>, PrefixCacheAllocator, true>>;
+                           SimEngine<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, PrefixCacheAllocator, true>>;
 
 }  // namespace
 
