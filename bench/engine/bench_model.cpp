@@ -47,10 +47,6 @@ void CommonOptions::add_model_to(OptionParser& parser) {
 }
 
 void CommonOptions::add_rest_to(OptionParser& parser) {
-  parser.option("--max-prefill-tokens-beside-decodes", scheduling.max_prefill_tokens_beside_decodes, "N",
-                "token-budget: prompt tokens of a step that decodes too; 0: what the step has left. Default: 0.");
-  parser.option("--long-prefill-token-threshold", scheduling.long_prefill_token_threshold, "N",
-                "token-budget: tokens of one prompt in a step; 0: what the step has left. Default: 0.");
   parser.option("-s,--seed", seed, "N", "Of random prompts and of sampling. Default: 0.");
   parser.group("Check before anything is measured");
   parser.option("--verify", num_verified, "N",
@@ -139,7 +135,6 @@ std::unique_ptr<nvl::AnyEngine> BenchModel::make_engine(const CommonOptions& com
   options = common.capacity.over(options);
   options.device = common.model.device_options();
   options.seed = common.seed;
-  options.scheduling = common.scheduling;
   if (common.batch_invariant) { return make_invariant_engine(config(), source(), options, dtype_, progress); }
   return nvl_examples::make_engine(common.model, config(), source(), options, dtype_, progress);
 }

@@ -29,7 +29,6 @@ namespace nvl_bench {
 struct CommonOptions {
   nvl_examples::ModelOptions model;
   nvl_examples::CapacityOptions capacity;
-  nvl::SchedulingOptions scheduling{};
   std::optional<std::string> random_weights;
   bool batch_invariant = false;
   std::uint64_t seed = 0;

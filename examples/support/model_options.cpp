@@ -94,6 +94,15 @@ void CapacityOptions::add_to(OptionParser& parser) {
       "Host memory, in GiB, for the KV cache of sequences that make room for others, where the scheduler swaps. Default: 0.");
   parser.option("--max-num-seqs", max_num_seqs, "N", "Sequences that run at once.");
   parser.option("--max-num-batched-tokens", max_num_batched_tokens, "N", "Tokens that are computed in one step. Default: 2048.");
+  parser.group("How prompts share a step with decodes (--scheduler token-budget)");
+  parser.option("--max-prefill-tokens-beside-decodes", scheduling.max_prefill_tokens_beside_decodes, "N",
+                "Prompt tokens of a step that decodes too; 0: what the step has left. Default: 0.");
+  parser.option("--long-prefill-token-threshold", scheduling.long_prefill_token_threshold, "N",
+                "Tokens of one prompt in a step; 0: what the step has left. Default: 0.");
+  parser.option("--max-num-partial-prefills", scheduling.max_num_partial_prefills, "N",
+                "Prompts that are computed in parts at once; 0: any number. Default: 0.");
+  parser.option("--max-long-partial-prefills", scheduling.max_long_partial_prefills, "N",
+                "Of them with more tokens left than --long-prefill-token-threshold; 0: any number. Default: 0.");
 }
 
 nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
@@ -101,6 +110,7 @@ nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
   options.max_num_seqs = max_num_seqs.value_or(options.max_num_seqs);
   options.max_num_batched_tokens = max_num_batched_tokens.value_or(options.max_num_batched_tokens);
   options.num_blocks = num_blocks.value_or(options.num_blocks);
+  options.scheduling = scheduling;
   if (kv_cache_memory) { options.kv_cache_memory_bytes = kv_cache_memory->value; }
   if (swap_space) {
     constexpr double gib = 1 << 30, most = 1 << 20;

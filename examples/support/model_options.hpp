@@ -56,6 +56,7 @@ struct CapacityOptions {
   std::optional<std::int64_t> num_blocks;
   std::optional<ByteCount> kv_cache_memory;
   std::optional<double> swap_space;  // [GiB]
+  nvl::SchedulingOptions scheduling{};
 
   void add_to(OptionParser& parser);
   nvl::EngineOptions over(nvl::EngineOptions options) const;
