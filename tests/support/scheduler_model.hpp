@@ -75,7 +75,7 @@ void apply(Harness& harness, const ModelOperation& op) {
 
 struct ModelTotals {
   std::uint64_t operations = 0, preemptions = 0, cached_tokens = 0, finished = 0, chunks = 0, forks = 0, copies = 0;
-  std::uint64_t loaded_tokens = 0, swaps = 0;
+  std::uint64_t loaded_tokens = 0, swaps = 0, released = 0;
 };
 
 template <class S, class A>
@@ -88,6 +88,7 @@ ModelTotals check_random_requests(const std::string& name, int num_cases) {
                                   .block_size = *rc::gen::inRange(1, 5)};
     const auto below = [](int n) { return *rc::gen::inRange(0, n); };
     if (below(2) == 1) { options.scheduling = nvl::testing::detail::random_scheduling(below); }
+    if (below(4) == 3) { options.window = {.tokens = 1 + below(8), .alignment = 1 + below(4)}; }
     const auto num_blocks = *rc::gen::inRange(2u, 24u);
     const auto list = *rc::gen::resize(2000, rc::gen::container<std::vector<ModelOperation>>(model_operations()));
     const auto num_host_blocks = *rc::gen::inRange(0u, 32u);
@@ -105,6 +106,7 @@ ModelTotals check_random_requests(const std::string& name, int num_cases) {
     totals.chunks += harness.counts().chunks;
     totals.forks += harness.counts().forks;
     totals.copies += harness.counts().copies;
+    totals.released += harness.counts().released;
     totals.loaded_tokens += harness.counts().loaded_tokens;
     totals.swaps += harness.counts().swaps;
   });

@@ -40,4 +40,19 @@ struct KvLayout {
   }
 };
 
+/// What a model's layers see of the past, if none of them sees all of it.
+struct SlidingWindow {
+  std::int32_t tokens = 0;  // that a query sees, itself included; 0 = some layer sees all
+  /// [tokens] Attention backends read whole tiles of keys: none before the multiple of this at or before the first key that is
+  /// seen. What they read beyond the window has to be finite, and changes nothing. The widest tile is that of the prefill kernel
+  /// for sm_90 (kernels/paged_attention_prefill_wgmma.cuh); decode reads single blocks, the CPU only keys that are seen.
+  std::int32_t alignment = 128;
+
+  /// The first position whose K and V a step may read that computes the token at `position` and those after it.
+  constexpr std::int32_t first_read(std::int32_t position) const noexcept {
+    const std::int32_t first_seen = tokens > 0 && position >= tokens ? position - tokens + 1 : 0;
+    return first_seen / alignment * alignment;
+  }
+};
+
 }  // namespace nvl::inline NVL_ABI

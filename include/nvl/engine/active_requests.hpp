@@ -89,6 +89,7 @@ class ActiveRequests {
     first.prefix_root = prefix_root;
     if (total_elsewhere > 0) {
       state->total_elsewhere = total_elsewhere;
+      first.keeps_all_blocks = true;
       state->salt_elsewhere = std::move(salt_elsewhere);
       first.max_total_tokens = first.num_prompt + 1;  // here
     }
@@ -273,6 +274,7 @@ class ActiveRequests {
     }
     --num_reserved_;
     request->total_elsewhere = 0;
+    choice.keeps_all_blocks = false;
     place->second = std::move(request);
     contain([&] { publish_full_blocks(choice, allocator_, block_size_); },
             [&](const char* what) { finish(*choice.owner, FinishReason::error, what); });
@@ -520,7 +522,7 @@ class ActiveRequests {
 
   void forget_blocks(ChoiceState& choice) {
     if constexpr (PrefixCachingAllocator<Allocator>) {
-      for (const BlockId block : choice.block_table) { allocator_.forget(block); }
+      for (const BlockId block : choice.owned_blocks()) { allocator_.forget(block); }
     }
   }
 

@@ -89,7 +89,8 @@ class Engine {
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
                                     .block_size = block_size,
-                                    .scheduling = options_.scheduling}),
+                                    .scheduling = options_.scheduling,
+                                    .window = {.tokens = config_.has_full_layers() ? 0 : config_.sliding_window}}),
         parallel_(std::move(parallel)),
         requests_(scheduler_, allocator_, stats_, config_, options_, plan_) {
     ranks_.resize(parallel_.num_local_ranks());

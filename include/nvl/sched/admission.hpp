@@ -5,6 +5,7 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
+#include <nvl/core/kv_layout.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/block_table.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
@@ -22,8 +23,9 @@ namespace nvl::inline NVL_ABI {
 /// evict the end of a sequence before its beginning.
 template <BlockAllocator A>
 void release_blocks(Sequence& seq, A& allocator) noexcept {
-  allocator.release(seq.block_table);
+  allocator.release(seq.owned_blocks());
   seq.block_table.clear();
+  seq.num_released = 0;
   seq.num_computed = 0;
   seq.num_published = 0;
   seq.published_prefix = seq.prefix_root;
@@ -42,6 +44,19 @@ template <BlockAllocator A>
 void release_all_blocks(Sequence& seq, A& allocator) noexcept {
   release_blocks(seq, allocator);
   release_host_blocks(seq, allocator);
+}
+
+/// Gives up the blocks of `seq` that no token it has still to compute reads, because they are behind the window of every layer.
+/// Their entries stay in the table and mean nothing. A full block that a prefix cache does not know yet stays until it does: the
+/// blocks after it are found through it. Steps in flight may still read what is given up: it is written by later ones only.
+template <BlockAllocator A>
+void release_behind_window(Sequence& seq, A& allocator, const SlidingWindow& window, std::int32_t block_size) noexcept {
+  if (window.tokens == 0 || seq.keeps_all_blocks) { return; }
+  std::int32_t end = full_blocks(window.first_read(seq.num_computed), block_size);
+  if constexpr (PrefixCachingAllocator<A>) { end = std::min(end, seq.num_published); }
+  if (end <= seq.num_released) { return; }
+  allocator.release(seq.owned_blocks().first(static_cast<std::size_t>(end - seq.num_released)));
+  seq.num_released = end;
 }
 
 namespace detail {
@@ -108,11 +123,12 @@ template <BlockAllocator A>
 /// Throws std::bad_alloc, and then nothing changed.
 template <SharingAllocator A>
 void fork_blocks(const Sequence& parent, Sequence& child, A& allocator, std::int32_t block_size) {
-  const auto shared = std::span(parent.block_table).first(blocks_for(parent.num_computed, block_size));
+  const auto known = std::span(parent.block_table).first(blocks_for(parent.num_computed, block_size));
   // The longest table, as try_admit does it.
   child.block_table.reserve(blocks_for(std::max(child.num_tokens(), child.max_total_tokens), block_size));
-  child.block_table.assign(shared.begin(), shared.end());
-  allocator.share(shared);
+  child.block_table.assign(known.begin(), known.end());
+  child.num_released = parent.num_released;
+  allocator.share(child.owned_blocks());
   child.num_computed = parent.num_computed;
   child.num_published = parent.num_published;
   child.published_prefix = parent.published_prefix;
@@ -249,7 +265,7 @@ template <BlockAllocator A>
 void preempt_by_recompute(Sequence& seq, A& allocator, ScheduledBatch& batch) {
   batch.preempted.push_back(&seq);
   // What is copied for it goes with it: who gets its blocks may want copies of his own there.
-  const auto is_own = [&](BlockId block) { return std::ranges::count(seq.block_table, block) > 0; };
+  const auto is_own = [&](BlockId block) { return std::ranges::count(seq.owned_blocks(), block) > 0; };
   std::erase_if(batch.copies, [&](const BlockCopy& copy) { return is_own(copy.to); });
   std::erase_if(batch.swap_in, [&](const BlockTransfer& in) { return is_own(in.device); });
   release_blocks(seq, allocator);

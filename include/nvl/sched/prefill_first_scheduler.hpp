@@ -78,6 +78,10 @@ class PrefillFirstScheduler {
     batch.seqs.reserve(static_cast<std::size_t>(options_.max_num_seqs));
     batch.preempted.reserve(num_running_);
     batch.copies.reserve(num_running_);
+    auto next = line_.begin();
+    for (std::uint32_t i = 0; options_.window.tokens > 0 && i < num_running_; ++i, ++next) {
+      release_behind_window(*next->seq, allocator, options_.window, options_.block_size);
+    }
     schedule_prefills(allocator, batch);
     if (batch.empty()) { schedule_decodes(allocator, batch); }
   }

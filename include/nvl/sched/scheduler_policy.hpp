@@ -2,6 +2,7 @@
 /// Concept SchedulerPolicy: who computes how many tokens in the next step, who is admitted, who is preempted.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/kv_layout.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
 #include <nvl/sched/scheduling_options.hpp>
@@ -17,6 +18,7 @@ struct SchedulerOptions {
   std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
   std::int32_t block_size = 16;                // [tokens]
   SchedulingOptions scheduling{};              // of policies that mix prompts and decodes
+  SlidingWindow window{};                      // of the model, if none of its layers sees farther
 };
 
 namespace detail::scheduler_policy {

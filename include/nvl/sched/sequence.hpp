@@ -5,7 +5,9 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -39,8 +41,10 @@ struct Sequence {
   std::int32_t max_total_tokens = 0;  // [tokens] prompt + max_tokens, within the engine's max_model_len
   std::int32_t num_computed =
       0;  // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
-  std::vector<BlockId> block_table;     // physical block of each logical block
+  std::vector<BlockId> block_table;     // physical block of each logical block; those before num_released are not its own
   std::vector<HostBlockId> host_table;  // host block of each logical block, of a swapped or loading sequence; else empty
+  std::int32_t num_released = 0;        // [blocks] at the head of block_table that a sliding window has left behind
+  bool keeps_all_blocks = false;        // another engine will get them: a window leaves none behind
   SeqStatus status = SeqStatus::waiting;
   FinishReason finish_reason = FinishReason::none;
   std::int32_t priority = 0;    // lower is served first, by policies that look
@@ -51,6 +55,9 @@ struct Sequence {
   PrefixId published_prefix{};     // ends the last published block
   std::int32_t num_published = 0;  // [blocks] at the head of block_table that the prefix cache knows
 
+  std::span<const BlockId> owned_blocks() const noexcept {
+    return std::span(block_table).subspan(static_cast<std::size_t>(num_released));
+  }
   std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_uncomputed() const noexcept { return num_tokens() - num_computed; }
   std::int32_t num_output() const noexcept { return num_tokens() - num_prompt; }

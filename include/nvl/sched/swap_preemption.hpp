@@ -67,10 +67,14 @@ class SwapPreemption {
   template <TieredAllocator A>
   bool try_swap_out(Sequence& seq, A& allocator, ScheduledBatch& batch) noexcept {
     const std::size_t num_blocks = blocks_for(seq.num_computed, block_size_);
-    if (num_blocks == 0 || num_blocks > allocator.num_free_host() || leaving_.size() == leaving_.capacity()) { return false; }
+    // What a window has left behind cannot be brought back, and would be published.
+    if (num_blocks == 0 || seq.num_released > 0 || num_blocks > allocator.num_free_host() ||
+        leaving_.size() == leaving_.capacity()) {
+      return false;
+    }
     // What this step first brings into its blocks is not there yet.
     const bool is_filled_now = seq.status == SeqStatus::loading || std::ranges::any_of(batch.copies, [&](const BlockCopy& copy) {
-                                 return std::ranges::count(seq.block_table, copy.to) > 0;
+                                 return std::ranges::count(seq.owned_blocks(), copy.to) > 0;
                                });
     if (is_filled_now || !detail::has_memory_for([&] {
           seq.host_table.resize(num_blocks);

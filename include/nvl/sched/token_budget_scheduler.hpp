@@ -94,6 +94,7 @@ class TokenBudgetScheduler {
     preemption_.begin_step(allocator, batch);
     if constexpr (TimedOrder<Order_>) { order_.begin_step(); }
     if (any_loading_) { end_loading(); }
+    for (const Runner& runner : line_) { release_behind_window(*runner.seq, allocator, options_.window, options_.block_size); }
     Step step;
     if constexpr (DisplacingOrder<Order_>) { step.urgent = displace(step, allocator, batch); }
     if constexpr (ForesightedPreemption<Preemption_, A>) { swap_out_early(step, allocator, batch); }
@@ -191,7 +192,7 @@ class TokenBudgetScheduler {
   template <BlockAllocator A>
   void preempt_last(Step& step, A& allocator, ScheduledBatch& batch) noexcept {
     const Runner victim = line_.back();
-    const std::size_t num_blocks = victim.seq->block_table.size();
+    const std::size_t num_blocks = victim.seq->owned_blocks().size();
     if (!preemption_.preempt(*victim.seq, allocator, batch)) { step.blocks_to_come += num_blocks; }
     line_.pop_back();
     order_.put_back(*victim.ticket);
@@ -209,7 +210,7 @@ class TokenBudgetScheduler {
     std::int64_t prompt_tokens = 0;
     for (const Runner& runner : line_) {
       if (order_.displaces(*next, *runner.ticket)) {
-        available += runner.seq->block_table.size();
+        available += runner.seq->owned_blocks().size();
         continue;
       }
       needed += growth_of(*runner.seq, allocator);

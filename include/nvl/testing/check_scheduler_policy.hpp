@@ -99,6 +99,7 @@ void check_random_requests(Violations& broken, std::uint64_t seed, int num_opera
   const std::int32_t num_seqs = 1 + below(6);
   SchedulerOptions options{.max_num_seqs = num_seqs, .max_num_batched_tokens = num_seqs + below(12), .block_size = 1 + below(4)};
   if (below(2) == 0) { options.scheduling = random_scheduling(below); }
+  if (below(4) == 0) { options.window = {.tokens = 1 + below(8), .alignment = 1 + below(4)}; }
   const auto num_blocks = static_cast<std::uint32_t>(1 + below(12));
   SchedulerHarness<S, A> harness(options, num_blocks, 2, static_cast<std::uint32_t>(below(16)));
   for (int i = 0; i < num_operations && harness.violations().empty(); ++i) {

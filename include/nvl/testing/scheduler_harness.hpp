@@ -30,7 +30,8 @@ namespace nvl::inline NVL_ABI::testing {
 struct HarnessCounts {
   std::uint64_t steps = 0, preemptions = 0, cached_tokens = 0, finished = 0, refused = 0, chunks = 0, forks = 0, copies = 0;
   std::uint64_t swaps = 0, blocks_in = 0, blocks_out = 0;  // sequences that went out; blocks in each direction
-  std::uint64_t loaded_tokens = 0;                         // found in host memory by admissions
+  std::uint64_t loaded_tokens = 0;                         // found in host memory by admissions;
+  std::uint64_t released = 0;                              // blocks behind the window, summed over planned sequences
 };
 
 template <class S, BlockAllocator A>
@@ -108,7 +109,7 @@ class SchedulerHarness {
     if (live_.empty()) { return; }
     Simulated& seq = *live_[which % live_.size()];
     if constexpr (PrefixCachingAllocator<A>) {
-      for (std::size_t i = 0; i < seq.block_table.size(); ++i) {
+      for (auto i = static_cast<std::size_t>(seq.num_released); i < seq.block_table.size(); ++i) {
         const BlockId id = seq.block_table[i];
         allocator_.forget(id);
         // A block that is not full yet and that a fork owns too goes on as that one's, whose logits say if it is good.
@@ -362,7 +363,10 @@ class SchedulerHarness {
     }
     for (const ScheduledSeq& entry : batch_.seqs) {
       const auto& seq = static_cast<const Simulated&>(*entry.seq);
-      for (std::int32_t p = 0; p < entry.first_position + entry.num_tokens; ++p) {
+      const std::int32_t first = options_.window.first_read(entry.first_position);
+      counts_.released += static_cast<std::uint64_t>(seq.num_released);
+      expect(seq.num_released * options_.block_size <= first, name(seq) + " has given up a block that it reads");
+      for (std::int32_t p = first; p < entry.first_position + entry.num_tokens; ++p) {
         const auto slot = static_cast<std::size_t>(slot_of(seq.block_table, p, options_.block_size));
         if (!expect(kv_[slot] == seq.content[static_cast<std::size_t>(p)],
                     name(seq) + ": the K and V of token " + std::to_string(p) + " are not its own")) {
@@ -478,7 +482,8 @@ class SchedulerHarness {
       for (const HostBlockId id : seq->host_table) {
         expect(host_owned.insert(index_of(id)).second, "host block " + std::to_string(index_of(id)) + " has two owners");
       }
-      std::vector<BlockId> distinct = seq->block_table;
+      const auto owned = seq->owned_blocks();
+      std::vector<BlockId> distinct(owned.begin(), owned.end());
       std::sort(distinct.begin(), distinct.end());
       expect(std::adjacent_find(distinct.begin(), distinct.end()) == distinct.end(), name(*seq) + " has a block twice");
       for (const BlockId id : distinct) {

@@ -6,6 +6,7 @@
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <span>
@@ -300,4 +301,74 @@ TEST_CASE("a sequence that got its blocks without an admission is published from
   seq.num_computed = 8;
   publish_full_blocks(seq, allocator, block_size);
   CHECK(allocator.lookup(allocator.root("salt"), seq.tokens) == 8);
+}
+
+TEST_CASE("the window says from where a step may read", "[sched][host]") {
+  for (const std::int32_t alignment : {1, 4, 128}) {
+    for (const std::int32_t tokens : {1, 5, 128}) {
+      const SlidingWindow window{.tokens = tokens, .alignment = alignment};
+      for (std::int32_t position = 0; position < 600; ++position) {
+        const std::int32_t first = window.first_read(position);
+        CHECK(first % alignment == 0);
+        CHECK(first <= std::max(position - tokens + 1, 0));
+        CHECK(first + alignment > std::max(position - tokens + 1, 0));
+      }
+    }
+  }
+  CHECK(SlidingWindow{}.first_read(1000) == 0);
+}
+
+TEMPLATE_TEST_CASE("blocks behind the window come free, those that are read do not", "[sched][host]", FreeListAllocator,
+                   PrefixCacheAllocator) {
+  auto allocator = pool<TestType>(10);
+  const SlidingWindow window{.tokens = 6, .alignment = 1};
+  Sequence seq = sequence(40);
+  REQUIRE(try_admit(seq, allocator, block_size));
+  CHECK(allocator.num_free() == 0);
+  for (std::int32_t computed = 0; computed < 40; ++computed) {
+    seq.num_computed = computed;
+    publish_full_blocks(seq, allocator, block_size);
+    release_behind_window(seq, allocator, window, block_size);
+    const std::int32_t first_seen = std::max(computed - 5, 0);
+    CHECK(seq.num_released == first_seen / block_size);
+    CHECK(allocator.num_free() == static_cast<std::uint32_t>(seq.num_released));
+    CHECK(seq.owned_blocks().size() == seq.block_table.size() - static_cast<std::size_t>(seq.num_released));
+  }
+  release_blocks(seq, allocator);
+  CHECK(allocator.num_free() == 10);
+  CHECK(seq.num_released == 0);
+}
+
+TEST_CASE("a block behind the window stays until the prefix cache knows it", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(10);
+  const SlidingWindow window{.tokens = 4, .alignment = 1};
+  Sequence seq = sequence(16);
+  seq.prefix_root = allocator.root("");
+  REQUIRE(try_admit(seq, allocator, block_size));
+  seq.num_computed = 16;  // planned, not yet computed
+  release_behind_window(seq, allocator, window, block_size);
+  CHECK(seq.num_released == 0);
+  publish_full_blocks(seq, allocator, block_size);
+  release_behind_window(seq, allocator, window, block_size);
+  CHECK(seq.num_released == 3);
+  CHECK(allocator.lookup(allocator.root(""), seq.tokens) == 16);
+}
+
+TEST_CASE("a fork shares only what its parent has not left behind", "[sched][host]") {
+  auto allocator = pool<PrefixCacheAllocator>(10);
+  Sequence parent = sequence(14);
+  parent.prefix_root = allocator.root("");
+  REQUIRE(try_admit(parent, allocator, block_size));
+  parent.num_computed = 14;
+  publish_full_blocks(parent, allocator, block_size);
+  release_behind_window(parent, allocator, {.tokens = 5, .alignment = 1}, block_size);
+  REQUIRE(parent.num_released == 2);
+  Sequence child = sequence(14);
+  fork_blocks(parent, child, allocator, block_size);
+  CHECK(child.num_released == 2);
+  CHECK(allocator.num_owners(parent.block_table[0]) == 0);
+  CHECK(allocator.num_owners(parent.block_table[2]) == 2);
+  release_blocks(parent, allocator);
+  release_blocks(child, allocator);
+  CHECK(allocator.num_free() == 10);
 }

@@ -31,6 +31,7 @@ TEST_CASE("prefill-first over the free list keeps every invariant in any sequenc
   CHECK(totals.cached_tokens == 0);
   CHECK(totals.forks > 1000);
   CHECK(totals.copies == 0);
+  CHECK(totals.released > 1000);
 }
 
 TEST_CASE("prefill-first over the prefix cache keeps every invariant in any sequence of operations", "[sched][host][slow]") {
@@ -42,6 +43,7 @@ TEST_CASE("prefill-first over the prefix cache keeps every invariant in any sequ
   CHECK(totals.cached_tokens > 10'000);
   CHECK(totals.forks > 1000);
   CHECK(totals.copies > 1000);
+  CHECK(totals.released > 1000);
 }
 
 TEST_CASE("no sequence ever reads another one's K and V when the hash has four bits", "[sched][host][slow]") {
