@@ -29,17 +29,30 @@ void print(std::string_view text) {
   std::fflush(stdout);
 }
 
-nlohmann::ordered_json to_json(const nvl::Completion& done) {
+/// \param with_logprob whether the sum of its log-probabilities is known
+void add_choice(nlohmann::ordered_json& json, const nvl::Choice& choice, bool with_logprob) {
+  json["output_ids"] = choice.output_ids;
+  json["text"] = choice.text;
+  json["finish_reason"] = nvl::to_string(choice.finish_reason);
+  if (!choice.stop_string.empty()) {
+    json["stop_reason"] = choice.stop_string;
+  } else if (choice.stop_token >= 0) {
+    json["stop_reason"] = choice.stop_token;
+  }
+  if (with_logprob) { json["cumulative_logprob"] = choice.cumulative_logprob; }
+  if (choice.logprobs.empty()) { return; }
+  auto& tokens = json["logprobs"] = nlohmann::ordered_json::array();
+  for (const nvl::SampledToken& token : choice.logprobs) {
+    nlohmann::ordered_json top = nlohmann::ordered_json::array();
+    for (const nvl::TokenLogprob& entry : token.top_logprobs) { top.push_back({entry.token, entry.logprob}); }
+    tokens.push_back({{"id", token.token}, {"logprob", token.logprob}, {"top", std::move(top)}});
+  }
+}
+
+nlohmann::ordered_json to_json(const nvl::Completion& done, bool with_logprob) {
   nlohmann::ordered_json json;
   json["prompt_ids"] = done.prompt_ids;
-  json["output_ids"] = done.output_ids;
-  json["text"] = done.text;
-  json["finish_reason"] = nvl::to_string(done.finish_reason);
-  if (!done.stop_string.empty()) {
-    json["stop_reason"] = done.stop_string;
-  } else if (done.stop_token >= 0) {
-    json["stop_reason"] = done.stop_token;
-  }
+  add_choice(json, done, with_logprob);
   if (!done.error.empty()) { json["error"] = done.error; }
   const auto milliseconds = [](double seconds) { return std::round(1e6 * seconds) / 1e3; };
   json["timings"] = {{"queue_ms", milliseconds(done.timings.queue)},
@@ -48,19 +61,16 @@ nlohmann::ordered_json to_json(const nvl::Completion& done) {
                      {"e2e_ms", milliseconds(done.timings.e2e)}};
   json["num_cached_tokens"] = done.num_cached_tokens;
   json["seed"] = done.seed;
-  if (!done.logprobs.empty()) {
-    auto& tokens = json["logprobs"] = nlohmann::ordered_json::array();
-    for (const nvl::SampledToken& token : done.logprobs) {
-      nlohmann::ordered_json top = nlohmann::ordered_json::array();
-      for (const nvl::TokenLogprob& entry : token.top_logprobs) { top.push_back({entry.token, entry.logprob}); }
-      tokens.push_back({{"id", token.token}, {"logprob", token.logprob}, {"top", std::move(top)}});
-    }
-  }
+  for (const nvl::Choice& other : done.others) { add_choice(json["others"].emplace_back(), other, with_logprob); }
   return json;
 }
 
-void print_json(const nvl::Completion& done) {
-  print(to_json(done).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+void print_json(const nvl::Completion& done, bool with_logprob) {
+  print(to_json(done, with_logprob).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+void print_answer(const std::string& name, const std::string& text) {
+  print("[" + name + "]\n" + text + (text.ends_with('\n') ? "" : "\n"));
 }
 
 std::string speed_text(const nvl::Completion& done) {
@@ -97,7 +107,7 @@ class Batch {
         bar.clear();
         use(next, *results_[next]);
         ok = ok && results_[next]->error.empty();
-        results_[next]->logprobs.clear();
+        *results_[next] = {};
       }
     }
     return ok;
@@ -120,8 +130,11 @@ int generate(int argc, char** argv) {
   model.add_model_to(parser);
   prompts.add_to(parser, true);
   sampling.add_to(parser, true);
+  sampling.add_choices_to(parser);
   parser.group("Output");
-  parser.flag("--json", json, "One JSON object a prompt: prompt_ids, output_ids, text, finish_reason, timings and more.");
+  parser.flag("--json", json,
+              "One JSON object a prompt: prompt_ids, output_ids, text, finish_reason, timings and more, and the further answers "
+              "as others.");
   parser.group("Machine");
   model.add_device_to(parser);
   capacity.add_to(parser);
@@ -135,12 +148,13 @@ int generate(int argc, char** argv) {
   if (sampling.logprobs && !json) { throw UsageError("--logprobs needs --json: text has no place for them"); }
 
   const std::vector<Prompt> items = prompts.read();
+  const auto num_choices = static_cast<std::size_t>(std::max(1, sampling.over({}).num_choices()));
   nvl::EngineOptions options;
-  options.max_num_seqs = static_cast<std::int32_t>(std::min<std::size_t>(items.size(), 64));
+  options.max_num_seqs = static_cast<std::int32_t>(std::min<std::size_t>(items.size() * num_choices, 64));
   nvl::LLM llm = open_llm("nvl-generate", model, capacity.over(options));
   const nvl::SamplingParams params = sampling.over(llm.default_sampling());
 
-  const bool streams = items.size() == 1 && !json;
+  const bool streams = items.size() == 1 && num_choices == 1 && !json;
   Batch batch(llm.engine(), items.size());
   for (std::size_t i = 0; i < items.size(); ++i) {
     nvl::Request request{.prompt_ids = prompts.encode(llm.tokenizer(), items[i]), .sampling = params};
@@ -157,12 +171,16 @@ int generate(int argc, char** argv) {
   std::string first_error;
   const bool ok = batch.run(bar, [&](std::size_t i, const nvl::Completion& done) {
     if (json) {
-      print_json(done);
+      print_json(done, params.logprobs || params.has_rivals());
     } else if (streams) {
       if (!done.text.ends_with('\n')) { print("\n"); }
       if (is_terminal(stderr)) { print_note("[" + speed_text(done) + "]"); }
     } else {
-      print("[" + std::to_string(i + 1) + "]\n" + done.text + (done.text.ends_with('\n') ? "" : "\n"));
+      const std::string name = std::to_string(i + 1);
+      print_answer(done.others.empty() ? name : name + ".1", done.text);
+      for (std::size_t c = 0; c < done.others.size(); ++c) {
+        print_answer(name + "." + std::to_string(c + 2), done.others[c].text);
+      }
     }
     if (first_error.empty() && !done.error.empty()) { first_error = PromptOptions::at(items[i], done.error); }
   });

@@ -148,6 +148,18 @@ void SamplingOptions::add_to(OptionParser& parser, bool with_logprobs) {
   parser.flag("--show-special", show_special, "Show special tokens, such as end-of-sequence, in the text.");
 }
 
+void SamplingOptions::add_choices_to(OptionParser& parser) {
+  parser.group("Choices");
+  parser.option("--n", n, "N", "Answers to each prompt, which is computed once. Default: 1.");
+  parser.option("--best-of", best_of, "N", "Answers to draw, of which the --n most likely ones are shown. Default: --n.");
+  parser.option("--beam-width", beam_width, "N",
+                "Beam search with so many beams instead of drawing tokens; --n of them are shown.");
+  parser.option("--length-penalty", length_penalty, "X",
+                "Beams rank by log-probability / length ^ X: above 0 favours long ones. Default: 1.");
+  parser.option("--early-stopping", early_stopping, "WHEN",
+                "yes: when all beams have ended; no: when better ones are unlikely; never: when there can be none. Default: no.");
+}
+
 nvl::SamplingParams SamplingOptions::over(nvl::SamplingParams params) const {
   params.max_tokens = max_tokens.value_or(default_max_tokens);
   params.min_tokens = min_tokens.value_or(params.min_tokens);
@@ -158,6 +170,15 @@ nvl::SamplingParams SamplingOptions::over(nvl::SamplingParams params) const {
   params.repetition_penalty = repetition_penalty.value_or(params.repetition_penalty);
   params.presence_penalty = presence_penalty.value_or(params.presence_penalty);
   params.frequency_penalty = frequency_penalty.value_or(params.frequency_penalty);
+  params.n = n.value_or(params.n);
+  params.best_of = best_of.value_or(params.best_of);
+  params.beam_width = beam_width.value_or(params.beam_width);
+  params.length_penalty = length_penalty.value_or(params.length_penalty);
+  if (early_stopping == "yes" || early_stopping == "never") {
+    params.early_stopping = early_stopping == "yes" ? nvl::EarlyStopping::yes : nvl::EarlyStopping::never;
+  } else if (early_stopping != "no") {
+    throw UsageError("--early-stopping is \"" + early_stopping + "\": must be no, yes or never");
+  }
   if (seed) { params.seed = seed; }
   if (logprobs) { params.logprobs = logprobs; }
   if (!stop.empty()) { params.stop = stop; }

@@ -67,7 +67,9 @@ struct SamplingOptions {
   static constexpr std::int32_t default_max_tokens = 256;
 
   std::optional<float> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-  std::optional<std::int32_t> top_k, max_tokens, min_tokens, logprobs;
+  std::optional<std::int32_t> top_k, max_tokens, min_tokens, logprobs, n, best_of, beam_width;
+  std::optional<float> length_penalty;
+  std::string early_stopping = "no";
   std::optional<std::uint64_t> seed;
   std::vector<std::string> stop;
   std::vector<nvl::TokenId> stop_token_ids;
@@ -77,6 +79,8 @@ struct SamplingOptions {
 
   /// \param with_logprobs whether the program can show log-probabilities
   void add_to(OptionParser& parser, bool with_logprobs);
+  /// The options of programs that print several answers to a prompt.
+  void add_choices_to(OptionParser& parser);
   nvl::SamplingParams over(nvl::SamplingParams defaults) const;
 };
 
