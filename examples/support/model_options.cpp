@@ -8,9 +8,10 @@ void PolicyOptions::add_to(OptionParser& parser) {
   parser.option("--scheduler", scheduler, "NAME",
                 "prefill-first: a step computes prompts or single tokens; token-budget: both, prompts in chunks. "
                 "Default: prefill-first.");
-  parser.option("--preemption", preemption, "NAME",
-                "How a sequence makes room, with token-budget: recompute, or swap to host memory (--swap-space). "
-                "Default: recompute.");
+  parser.option(
+      "--preemption", preemption, "NAME",
+      "How a sequence makes room, with token-budget: recompute, swap to host memory (--swap-space), or cost: the cheaper one. "
+      "Default: recompute.");
   parser.option("--prefix-cache", prefix_cache, "NAME",
                 "What finds blocks that were computed before: hash, radix, or none. Default: hash.");
 }

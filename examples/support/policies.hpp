@@ -7,6 +7,7 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
+#include <nvl/sched/cost_preemption.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
@@ -36,6 +37,8 @@ void for_each_policies(Visit&& visit) {
   with_caches("prefill-first", "recompute", std::type_identity<PrefillFirstScheduler>());
   with_caches("token-budget", "recompute", std::type_identity<TokenBudgetScheduler<>>());
   with_caches("token-budget", "swap", std::type_identity<TokenBudgetScheduler<FcfsOrder, SwapPreemption>>());
+  visit(PolicyOptions{"token-budget", "cost", "hash"},
+        Policies<TokenBudgetScheduler<FcfsOrder, CostPreemption>, PrefixCacheAllocator>());
 }
 
 /// Calls `use(Policies<...>())` with those of these names and returns what it returns.
