@@ -21,7 +21,9 @@
 #include <nvl/kernels/detail/gemm_launch.cuh>
 #include <nvl/kernels/detail/launch.cuh>
 #include <nvl/kernels/detail/reduce.cuh>
+#include <nvl/kernels/detail/shared_barrier.cuh>
 #include <nvl/kernels/detail/vec.cuh>
+#include <nvl/kernels/detail/warp_mma.cuh>
 
 #include <algorithm>
 #include <cstddef>
@@ -158,8 +160,9 @@ class GemvRing {
 #pragma unroll
         for (int t = 0; t < Traits::token_tiles; ++t) {
           float(&sum)[4] = sums[half % Traits::chains][t][j];
-          mma_16x8x16<T>(sum, x[2 * t].x, x[2 * t + 1].x, x[2 * t].y, x[2 * t + 1].y, w.x, w.y);
-          mma_16x8x16<T>(sum, x[2 * t].z, x[2 * t + 1].z, x[2 * t].w, x[2 * t + 1].w, w.z, w.w);
+          const uint4 &low = x[2 * t], &high = x[2 * t + 1];
+          multiply_add<T>(sum, {low.x, high.x, low.y, high.y}, w.x, w.y);
+          multiply_add<T>(sum, {low.z, high.z, low.w, high.w}, w.z, w.w);
         }
       }
     }
@@ -225,7 +228,7 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, Traits::tokens <= 16 ? 2 : 1)
   const gemm::GemvLayout<Traits> layout(p.num_rows, p.in_features, gemm::ceil_div(tiles, blocks));
   auto* const sums = reinterpret_cast<float*>(gemv_shared + layout.sums_at);
   const gemm::GemvRing<Traits> ring(
-      p, layout, gemm::shared_address(gemv_shared) + static_cast<std::uint32_t>(warp * layout.stages * layout.stage_bytes),
+      p, layout, detail::shared_address(gemv_shared) + static_cast<std::uint32_t>(warp * layout.stages * layout.stage_bytes),
       first_token);
   detail::let_next_start();
 

@@ -144,7 +144,7 @@ struct Consumer {
     std::int32_t begin = 0;    // first tile of the piece
     for (std::uint32_t count = 0;; ++count) {
       const std::uint32_t entry = count % 2;
-      wait(shared_address(&shared.piece_full[entry]), count / 2 % 2);
+      wait_phase(shared_address(&shared.piece_full[entry]), count / 2 % 2);
       const Piece piece = shared.pieces[entry];
       if (piece.num_tiles == 0) { return; }
       const std::uint32_t q_at = shared_address(&shared.q[entry][0]);
@@ -173,7 +173,7 @@ struct Consumer {
         const std::int32_t token = piece.first_token + (mine - begin) * tile_tokens;
         const int stage = slot * Traits::warps + warp;
         const std::uint32_t at = stages + static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
-        wait(shared_address(&shared.full[stage]), parity);
+        wait_phase(shared_address(&shared.full[stage]), parity);
         attend(state, q, q_at, at, token, piece, last_visible);
         mine += Traits::warps;
         if (mine < end) {

@@ -138,7 +138,7 @@ struct Producer {
       }
       const Piece piece = piece_at(span, work, seq, unit, tile, left);
       const std::uint32_t entry = count % 2;
-      if (copier == 0) { wait(shared_address(&shared.piece_empty[entry]), (count / 2 % 2) ^ 1); }
+      if (copier == 0) { wait_phase(shared_address(&shared.piece_empty[entry]), (count / 2 % 2) ^ 1); }
       // The first tiles of the thread block are on their way before its queries: they take longer.
       bool published = waited && count > 0;
       if (published) { publish(piece, entry); }
@@ -271,7 +271,7 @@ struct Producer {
       if ((issued + i) % Traits::warps / (Traits::warps / Traits::copy_warps) != copier) { continue; }
       const int to_stage = __shfl_sync(0xffffffffu, stage, i);
       const std::int32_t token = piece.first_token + (first + i) * tile_tokens;
-      wait(shared_address(&shared.empty[to_stage]), __shfl_sync(0xffffffffu, parity, i));
+      wait_phase(shared_address(&shared.empty[to_stage]), __shfl_sync(0xffffffffu, parity, i));
       copy_tile(to_stage, __shfl_sync(0xffffffffu, id, i), token & ((1 << args.batch.block_size_log2) - 1), piece.kv_head,
                 token - first_valid, work.seq_len - token);
     }

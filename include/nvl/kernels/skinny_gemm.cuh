@@ -151,7 +151,7 @@ __device__ void fill_ring(const SkinnyGemmArgs<typename Traits::Element, typenam
   for (int i = 0; i < ahead; ++i) { copy_tokens(i, i); }
   RingPosition<Traits> at;
   for (int i = ahead; i < place.num_steps; ++i, at.advance()) {
-    wait_barrier(shared_address(&shared.empty[at.stage]), at.parity);
+    wait_phase(shared_address(&shared.empty[at.stage]), at.parity);
     copy_weights(at.stage, i);
     copy_tokens(at.stage, i);
   }
@@ -164,7 +164,7 @@ __device__ void multiply_ring(typename Traits::SharedStorage& shared, const Bloc
   RingPosition<Traits> at;
   const bool elected = threadIdx.x % 32 == 0;
   for (int i = 0; i < place.num_steps; ++i, at.advance()) {
-    wait_barrier(shared_address(&shared.full[at.stage]), at.parity);
+    wait_phase(shared_address(&shared.full[at.stage]), at.parity);
     const std::uint64_t w = tile_descriptor(shared_address(shared.ring.w[at.stage]) + threadIdx.x / 128 * 64 * 128);
     wgmma_begin();
 #pragma unroll
@@ -281,10 +281,10 @@ NVL_KERNEL void __launch_bounds__(Traits::threads, 1) skinny_gemm_kernel(
     gemm::prefetch_map(&args.w);
     gemm::prefetch_map(&args.x);
     for (int i = 0; i < Traits::stages; ++i) {
-      gemm::init_barrier(gemm::shared_address(&shared.full[i]), 1);
-      gemm::init_barrier(gemm::shared_address(&shared.empty[i]), Traits::warps);
+      detail::init_barrier(detail::shared_address(&shared.full[i]), 1);
+      detail::init_barrier(detail::shared_address(&shared.empty[i]), Traits::warps);
     }
-    gemm::fence_barrier_init();
+    detail::publish_barriers();
   }
   __syncthreads();
   const auto sync_multiplying = [] { asm volatile("bar.sync 1, %0;" ::"n"(Traits::multiplying_threads) : "memory"); };

@@ -9,6 +9,7 @@
 #include <nvl/kernels/detail/gemm_instructions.cuh>
 #include <nvl/kernels/detail/gemm_launch.cuh>
 #include <nvl/kernels/detail/launch.cuh>
+#include <nvl/kernels/detail/shared_barrier.cuh>
 #include <nvl/kernels/detail/tensor_map.cuh>
 
 #include <cstddef>
@@ -35,29 +36,6 @@ CUtensorMap make_box_map(const T* data, int rows, int row_elements, int box_rows
 }
 
 #if defined(__CUDACC__)
-
-__device__ __forceinline__ void init_barrier(std::uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-/// Makes initialised barriers visible to the copy engine and to the cluster.
-__device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ __forceinline__ void arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-/// Arrives, and holds the phase open until `bytes` have been copied.
-__device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-/// Returns when the phase of this parity is complete.
-__device__ __forceinline__ void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n\t.reg .pred done;\n"
-      "again:\n\t"
-      "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n\t"
-      "@!done bra again;\n\t}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

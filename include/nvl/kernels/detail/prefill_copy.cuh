@@ -3,6 +3,7 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/kernels/detail/prefill_softmax.cuh>
+#include <nvl/kernels/detail/shared_barrier.cuh>
 #include <nvl/kernels/detail/vec.cuh>
 #include <nvl/kernels/paged_attention_prefill_plan.cuh>
 
@@ -14,10 +15,6 @@ namespace nvl::inline NVL_ABI {
 namespace kernels::detail::prefill {
 
 #if defined(__CUDACC__)
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
 
 /// Copies 16 bytes, or writes 16 zero bytes and reads nothing.
 __device__ __forceinline__ void copy_16_async(std::uint32_t to, const void* from, bool is_there) {

@@ -7,6 +7,7 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
+#include <nvl/kernels/detail/shared_barrier.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -19,36 +20,17 @@ namespace kernels::detail::hopper {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// --- Barriers ----------------------------------------------------------------------------------------------------------------
+using detail::publish_barriers;
 
 __device__ __forceinline__ void init_barrier(std::uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  detail::init_barrier(shared_address(barrier), arrivals);
 }
-/// Makes initialised barriers visible to the copy engine. By the thread that initialised them, before the block's barrier.
-__device__ __forceinline__ void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-__device__ __forceinline__ void arrive(std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-/// Arrives and makes the phase wait for `bytes` of copies too.
+__device__ __forceinline__ void arrive(std::uint64_t* barrier) { detail::arrive(shared_address(barrier)); }
 __device__ __forceinline__ void arrive_expecting(std::uint64_t* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  detail::arrive_expecting(shared_address(barrier), bytes);
 }
-/// Until the phase of this parity is complete. A fresh barrier counts as having completed a phase of parity 1.
 __device__ __forceinline__ void wait_phase(std::uint64_t* barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
+  detail::wait_phase(shared_address(barrier), parity);
 }
 
 /// Orders this thread's writes to shared memory before what the copy engine and the matrix units read after a barrier.
