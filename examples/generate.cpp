@@ -29,8 +29,7 @@ void print(std::string_view text) {
   std::fflush(stdout);
 }
 
-/// \param with_logprob whether the sum of its log-probabilities is known
-void add_choice(nlohmann::ordered_json& json, const nvl::Choice& choice, bool with_logprob) {
+void add_answer(nlohmann::ordered_json& json, const nvl::Choice& choice) {
   json["output_ids"] = choice.output_ids;
   json["text"] = choice.text;
   json["finish_reason"] = nvl::to_string(choice.finish_reason);
@@ -39,7 +38,11 @@ void add_choice(nlohmann::ordered_json& json, const nvl::Choice& choice, bool wi
   } else if (choice.stop_token >= 0) {
     json["stop_reason"] = choice.stop_token;
   }
-  if (with_logprob) { json["cumulative_logprob"] = choice.cumulative_logprob; }
+}
+
+/// \param ranked whether the sum of its log-probabilities is known and ranks it
+void add_logprobs(nlohmann::ordered_json& json, const nvl::Choice& choice, bool ranked) {
+  if (ranked) { json["cumulative_logprob"] = choice.cumulative_logprob; }
   if (choice.logprobs.empty()) { return; }
   auto& tokens = json["logprobs"] = nlohmann::ordered_json::array();
   for (const nvl::SampledToken& token : choice.logprobs) {
@@ -49,10 +52,10 @@ void add_choice(nlohmann::ordered_json& json, const nvl::Choice& choice, bool wi
   }
 }
 
-nlohmann::ordered_json to_json(const nvl::Completion& done, bool with_logprob) {
+nlohmann::ordered_json to_json(const nvl::Completion& done, bool ranked) {
   nlohmann::ordered_json json;
   json["prompt_ids"] = done.prompt_ids;
-  add_choice(json, done, with_logprob);
+  add_answer(json, done);
   if (!done.error.empty()) { json["error"] = done.error; }
   const auto milliseconds = [](double seconds) { return std::round(1e6 * seconds) / 1e3; };
   json["timings"] = {{"queue_ms", milliseconds(done.timings.queue)},
@@ -61,12 +64,17 @@ nlohmann::ordered_json to_json(const nvl::Completion& done, bool with_logprob) {
                      {"e2e_ms", milliseconds(done.timings.e2e)}};
   json["num_cached_tokens"] = done.num_cached_tokens;
   json["seed"] = done.seed;
-  for (const nvl::Choice& other : done.others) { add_choice(json["others"].emplace_back(), other, with_logprob); }
+  add_logprobs(json, done, ranked);
+  for (const nvl::Choice& other : done.others) {
+    auto& further = json["others"].emplace_back();
+    add_answer(further, other);
+    add_logprobs(further, other, ranked);
+  }
   return json;
 }
 
-void print_json(const nvl::Completion& done, bool with_logprob) {
-  print(to_json(done, with_logprob).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+void print_json(const nvl::Completion& done, bool ranked) {
+  print(to_json(done, ranked).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 void print_answer(const std::string& name, const std::string& text) {
@@ -171,7 +179,7 @@ int generate(int argc, char** argv) {
   std::string first_error;
   const bool ok = batch.run(bar, [&](std::size_t i, const nvl::Completion& done) {
     if (json) {
-      print_json(done, params.logprobs || params.has_rivals());
+      print_json(done, params.has_rivals());
     } else if (streams) {
       if (!done.text.ends_with('\n')) { print("\n"); }
       if (is_terminal(stderr)) { print_note("[" + speed_text(done) + "]"); }

@@ -125,6 +125,32 @@ class Generate(ProgramTest):
         self.assertEqual(ids(1), ids(1))
         self.assertNotEqual(ids(1), ids(2))
 
+    def test_several_answers_to_a_prompt(self):
+        options = ("-m", self.tiny / "qwen3", "-p", "hello", "-n", 6, "--temp", 1.5, "--seed", 3, "--ignore-eos")
+        [one] = self.json_lines(*options)
+        [three] = self.json_lines(*options, "--n", 3)
+        self.assertEqual(one["output_ids"], three["output_ids"])
+        self.assertEqual(len(three["others"]), 2)
+        answers = [three, *three["others"]]
+        self.assertEqual(len({tuple(answer["output_ids"]) for answer in answers}), 3)
+        [best] = self.json_lines(*options, "--best-of", 3)
+        self.assertNotIn("others", best)
+        self.assertIn(best["output_ids"], [answer["output_ids"] for answer in answers])
+        text = self.ok(*options, "--n", 3)
+        self.assertEqual(text, "".join(f"[1.{i}]\n{answer['text']}" + ("" if answer["text"].endswith("\n") else "\n")
+                                       for i, answer in enumerate(answers, 1)))
+
+    def test_beams_are_those_of_the_reference(self):
+        cases = json.loads((self.tiny / "beams.json").read_text())["cases"]
+        for case in [c for c in cases if c["model"] == "qwen2"][:3]:
+            prompt = self.golden(case["model"])[case["prompt"]]
+            stop = [word for token in case["stop_ids"] for word in ("--stop-token-id", token)]
+            [done] = self.json_lines("-m", self.tiny / case["model"], "--dtype", "float32", "--prompt-ids", spelled(prompt["ids"]),
+                                     "-n", case["max_tokens"], "--ignore-eos", "--beam-width", case["width"], "--n", case["width"],
+                                     "--length-penalty", case["length_penalty"], "--early-stopping", case["early_stopping"], *stop)
+            self.assertEqual([done["output_ids"], *(other["output_ids"] for other in done["others"])], case["tokens"])
+            self.assertLess(done["cumulative_logprob"], 0)
+
     def test_many_prompts_give_what_each_gives_alone(self):
         ids = [[1, 2, 3], list(range(10, 60)), [5], list(range(40, 200))]
         lines = "\n".join(json.dumps({"prompt_ids": i}) for i in ids) + "\n\n"
@@ -175,6 +201,8 @@ class Generate(ProgramTest):
                             (("--device", "tpu"), "cpu or cuda"), (("-c", "2"), "max_model_len"),
                             (("--logprobs", "2"), "--json"), (("--kv-cache-memory-bytes", "1"), "KV cache"),
                             (("--num-blocks", "1", "-n", "200"), "KV blocks"), (("--system", "x"), "--chat"),
+                            (("--n", "0"), "n is 0"), (("--best-of", "500"), "best_of is 500"),
+                            (("--beam-width", "99"), "beam_width is 99"), (("--early-stopping", "x"), "no, yes or never"),
                             (("--prompt-ids", "1"), "more than one prompt"), (("word",), "word")]:
             with self.subTest(words=words):
                 self.fails(*model, *words, says=says)
