@@ -83,7 +83,7 @@ struct EngineStats {
   std::uint64_t computed_tokens = 0;       // rows that went through the model
   std::uint64_t generated_tokens = 0;
   std::uint64_t scheduled_seqs = 0;  // sum over steps; / num_steps = mean batch
-  std::uint32_t num_waiting = 0;     // requests, now
+  std::uint32_t num_waiting = 0;     // sequences, now
   std::uint32_t num_running = 0;
   std::uint32_t num_queued = 0;       // requests never scheduled so far, now
   std::uint64_t queued_tokens = 0;    // of their prompts
