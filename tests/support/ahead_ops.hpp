@@ -48,6 +48,10 @@ class StepThread {
     changed_.wait(lock, [&] { return num_done_ >= count; });
     if (error_) { std::rethrow_exception(std::exchange(error_, nullptr)); }
   }
+  bool has_done(std::uint64_t count) {
+    const std::lock_guard lock(mutex_);
+    return num_done_ >= count;
+  }
   void wait_for_all() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return num_done_ == num_started_; });
@@ -116,6 +120,8 @@ class AheadOps : public nvl::CpuOps<float> {
     thread_.wait_for(step + 1);
     out.sampled = hidden_[step % hidden_.size()].sampled;
   }
+
+  bool is_done() { return thread_.has_done(num_awaited_ + 1); }
 
   /// As a device's stream: what is asked for outside of a step waits for the steps.
   void wait_for_steps() {

@@ -207,8 +207,12 @@ class DisaggregatedEngine {
     bool worked = finish_transfers();
     worked |= begin_transfers();
     if (prefill_.has_work() && prefill_.num_computed() < static_cast<std::size_t>(max_waiting_prompts_)) {
-      worked |= prefill_.step();
-      worked |= begin_transfers();
+      prefill_.begin_step();
+      // Nobody's next token waits for a prompt: while it is computed the decode engine goes on.
+      if (prefill_.is_step_done() || !decode_.has_work()) {
+        worked |= prefill_.step();
+        worked |= begin_transfers();
+      }
     }
     if (decode_.has_work()) { worked |= decode_.step(); }
     note_failures();

@@ -142,6 +142,22 @@ class Engine {
     return worked;
   }
 
+  /// Where the ops run ahead: launches the step that the next call of `step` will wait for, unless it is under way.
+  void begin_step() {
+    NVL_EXPECTS(!in_step_, "begin_step", "called from a callback", "called by the engine's owner only");
+    if constexpr (Ops::runs_ahead) {
+      in_step_ = true;
+      contain([&] { launch_current(); }, [&](const char* what) { fail(what); });
+      in_step_ = false;
+    }
+  }
+
+  /// False if `step` would wait for a step that is under way; for an engine to do something else meanwhile.
+  bool is_step_done() {
+    if (!flights_[current_].is_launched) { return true; }
+    return std::ranges::all_of(ranks_, [](const auto& rank) { return rank->runner.is_done(); });
+  }
+
   bool has_work() const noexcept { return !requests_.empty(); }
 
   /// Runs `requests` to the end, along with whatever else was submitted, and returns their results in order.
@@ -303,21 +319,21 @@ class Engine {
     return config;
   }
 
+  /// Sees to it that a step is under way, if there is one to be had. False if there is nothing to do.
+  bool launch_current() {
+    Flight& current = flights_[current_];
+    if (current.is_launched || launch(current)) { return true; }
+    if (!has_work() || requests_.withholds_blocks()) { return false; }
+    // Beams that wait for others may hold the blocks that those need.
+    if (!requests_.release_waiting_beams() || !launch(current)) { note_failed_plan("it has requests and planned nothing"); }
+    return true;
+  }
+
   bool run_step() {
+    if (!launch_current()) { return false; }
     Flight& current = flights_[current_];
     Flight& next = flights_[1 - current_];
-    if (!current.is_launched) {
-      if (!launch(current)) {
-        if (!has_work()) { return false; }
-        if (requests_.withholds_blocks()) { return false; }
-        // Beams that wait for others may hold the blocks that those need.
-        if (!requests_.release_waiting_beams() || !launch(current)) {
-          note_failed_plan("it has requests and planned nothing");
-          return true;
-        }
-      }
-      if (!current.is_launched) { return true; }
-    }
+    if (!current.is_launched) { return true; }
     if constexpr (Ops::runs_ahead) {
       if (Requests::may_run_ahead(current.batch)) { launch(next); }
     }

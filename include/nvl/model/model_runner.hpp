@@ -120,6 +120,12 @@ class ModelRunner {
     ops_.execute(step, out, [&] { run(step, out); });
   }
 
+  /// False if `collect` would wait.
+  bool is_done() {
+    if constexpr (requires { ops_.is_done(); }) { return ops_.is_done(); }
+    return true;
+  }
+
   /// Waits for the oldest launched step that was not collected and returns what it sampled; valid until the second launch after.
   const StepOutput& collect() {
     StepOutput& out = outputs_[num_collected_++ % outputs_.size()];

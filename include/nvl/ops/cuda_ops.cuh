@@ -235,6 +235,12 @@ class CudaOps {
     slot.end.record(stream());
   }
 
+  /// False if `await` would wait; what has failed is there to be awaited.
+  bool is_done() {
+    device_.make_current();
+    return cudaEventQuery(slots_[num_awaited_ % slots_.size()].end.get()) != cudaErrorNotReady;
+  }
+
   void await(StepOutput& out) {
     device_.make_current();
     Slot& slot = slots_[num_awaited_++ % slots_.size()];

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <functional>
@@ -21,6 +22,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 using namespace nvl;
@@ -522,6 +524,38 @@ TEST_CASE("what two engines cannot do is refused with the reason", "[engine][hos
 
   options.max_waiting_prompts = 0;
   expect_error<InvalidArgument>([&] { Pair(tiny_config(), weights(), options); }, {"max_waiting_prompts is 0", "at least 1"});
+}
+
+namespace {
+
+/// The steps of the ops that run ahead are done when a test lets them go on.
+class SlowAttention : public AheadAttention {
+ public:
+  using AheadAttention::AheadAttention;
+  void run(const AttentionCall<float>& call) {
+    while (is_held) { std::this_thread::yield(); }
+    AheadAttention::run(call);
+  }
+  static inline std::atomic<bool> is_held = false;
+};
+
+}  // namespace
+
+TEST_CASE("while a prompt is computed the decode engine goes on", "[engine][host]") {
+  using Slow = Engine<PrefillFirstScheduler, PrefixCacheAllocator, SlowAttention, SingleDevice>;
+  DisaggregatedEngine<Slow, DecodeEngine, LateTransfer<float>> pair(tiny_config(), weights(), roomy_pair());
+  const std::vector<Request> requests{greedy_request(tiny_prompt(1, 20), 30), greedy_request(tiny_prompt(2, 50), 5)};
+  const auto first = submit_all(pair, {requests[0]});
+  while (first->streamed[0].size() < 3) { pair.step(); }
+  SlowAttention::is_held = true;
+  const auto second = submit_all(pair, {requests[1]});
+  while (first->num_ends[0] == 0) { pair.step(); }
+  CHECK(second->streamed[0].empty());
+  CHECK(pair.prefill().has_work());
+  SlowAttention::is_held = false;
+  run_to_end(pair);
+  check_equal({first->completions[0], second->completions[0]}, expected(requests));
+  check_nothing_is_left(pair);
 }
 
 TEST_CASE("an AsyncEngine drives two engines as it drives one", "[engine][host]") {
