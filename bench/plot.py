@@ -3,6 +3,7 @@
 
     bench/plot.py                                     # bench/results/*.json -> bench/results/*.svg
     bench/plot.py --out charts rms_norm.json          # these files, elsewhere
+    bench/plot.py --out docs/images bench/results/sim_*.json    # simulations: lines over the request rate, or bars
 
 Needs matplotlib. A peer's figures come from an optional file, --peers FILE:
     {"throughput": {"qwen3-0.6b nano-vllm": {"vLLM 0.25.1": 23400}}, "tpot_ms": {"qwen3-0.6b 512/128 x1": {"vLLM 0.25.1": 1.67}}}
@@ -25,6 +26,8 @@ GREY = "#b8bec6"
 def kind_of(report):
     if isinstance(report.get("rows"), list) and "benchmark" in report:
         return "kernel"
+    if isinstance(report.get("simulations"), list):
+        return "sim"
     for field, kind in {"output_throughput": "throughput", "latencies": "latency", "phases_ms": "startup"}.items():
         if field in report:
             return kind
@@ -151,6 +154,43 @@ def draw_startup(reports, path):
     save(fig, path)
 
 
+def draw_sim(report, path):
+    """Throughput and 99th percentiles of nvl-sim: over the request rate if that varies, else a bar for each simulation."""
+    panels = [("output_throughput", "output tokens/s"), ("p99_ttft_ms", "TTFT p99 [ms]"), ("p99_itl_ms", "ITL p99 [ms]")]
+    varied, all_of = report["varied"], report["simulations"]
+    rate = varied.index("rate") if "rate" in varied else None
+    groups = {}
+    for s in all_of:
+        name = ", ".join(v for i, v in enumerate(s["varied"]) if i != rate)
+        groups.setdefault(name, []).append(s)
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4 if rate is not None else 1.3 + 0.24 * len(all_of)), layout="constrained")
+    for axis, (field, title) in zip(axes, panels):
+        axis.set_title(title, loc="left", fontsize=9)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="#e3e6ea", axis="both" if rate is not None else "x")
+        axis.set_axisbelow(True)
+        if rate is not None:
+            for i, (name, sims) in enumerate(groups.items()):
+                axis.plot([s["request_rate"] for s in sims], [s.get(field) for s in sims], marker="o", markersize=3,
+                          color=COLOURS[i % len(COLOURS)], label=name)
+            axis.set_xlabel("requests/s", fontsize=8)
+            if field != "output_throughput":
+                axis.set_yscale("log")
+        else:
+            values = [s.get(field, 0) for s in all_of]
+            axis.barh(range(len(values)), values, height=0.7, color=COLOURS[0])
+            for i, value in enumerate(values):
+                axis.text(value, i, f" {amount(value)}", va="center", fontsize=7)
+            label_bars(axis, [", ".join(s["varied"]) for s in all_of] if axis is axes[0] else [""] * len(values))
+            axis.set_xlim(0, 1.2 * max(values))
+    if rate is not None and len(groups) > 1:
+        axes[0].legend(fontsize=7, frameon=False)
+    fig.supxlabel(f"nvl-sim, {report['model']}, H200 cost model", x=0.01, ha="left", fontsize=7, color="#666666")
+    save(fig, path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=pathlib.Path, help="reports; default: bench/results/*.json")
@@ -169,6 +209,8 @@ def main():
         kind = kind_of(report) if isinstance(report, dict) else None
         if kind == "kernel":
             draw_kernel(report, args.out / f"{file.stem}.svg")
+        elif kind == "sim":
+            draw_sim(report, args.out / f"{file.stem}.svg")
         elif kind:
             engines[kind].append(report)
         elif args.files:

@@ -14,14 +14,23 @@ namespace nvl_bench {
 namespace {
 
 /// What is fitted.
-constexpr std::array<double DeviceCost::*, 7> fitted{
-    &DeviceCost::weight_bytes, &DeviceCost::kv_bytes, &DeviceCost::matmul_flops,   &DeviceCost::attention_flops,
-    &DeviceCost::row_bytes,    &DeviceCost::layer_us, &DeviceCost::prompt_layer_us};
+constexpr std::array<double DeviceCost::*, 12> fitted{
+    &DeviceCost::weight_bytes,  &DeviceCost::kv_bytes,        &DeviceCost::matmul_flops,   &DeviceCost::attention_flops,
+    &DeviceCost::row_bytes,     &DeviceCost::layer_us_2,      &DeviceCost::layer_us_16,    &DeviceCost::layer_us_128,
+    &DeviceCost::layer_us_more, &DeviceCost::prompt_layer_us, &DeviceCost::mixed_layer_us, &DeviceCost::launch_layer_us};
 constexpr std::size_t num_fitted = fitted.size();
 using Vector = std::array<double, num_fitted>;
 using Matrix = std::array<Vector, num_fitted>;
 
 bool has_prompts(const LoggedStep& step) { return step.work.num_prefill_tokens() > 0; }
+
+/// Of a step with prompts together with the one before it: the host launches it while that one runs, and if this takes longer than
+/// the device, the border between the two is where the host happens to look.
+double relative_error(const std::vector<double>& predicted, const std::vector<LoggedStep>& steps, std::size_t i) {
+  const bool is_pair = i > 0 && has_prompts(steps[i]);
+  const double before = is_pair ? predicted[i - 1] : 0, seconds_before = is_pair ? steps[i - 1].seconds : 0;
+  return (predicted[i] + before) / (steps[i].seconds + seconds_before) - 1;
+}
 
 /// The numbers from their logarithms, relative to `start`.
 DeviceCost at(const DeviceCost& start, const Vector& logs) {
@@ -44,22 +53,29 @@ class Problem {
 
   /// Weighted relative errors, and how far the numbers are from where they started.
   std::vector<double> residuals(const Vector& logs) const {
-    constexpr double most = 0.5, pull = 0.003;
+    constexpr double most = 0.5;
     const DeviceCost cost = at(start_, logs);
     std::vector<double> all;
     all.reserve(weights_.size() + num_fitted);
     for (const FitData& one : data_) {
-      const StepCost model(one.model, cost, 16);
-      for (const LoggedStep& step : one.steps) {
-        const double error = model.device_seconds(step.work) / step.seconds - 1;
+      const std::vector<double> predicted = predicted_seconds(StepCost(one.model, cost, 16), one.steps);
+      for (std::size_t i = 0; i < predicted.size(); ++i) {
+        const double error = relative_error(predicted, one.steps, i);
         all.push_back(weights_[all.size()] * std::clamp(error, -most, most));
       }
     }
-    for (const double log : logs) { all.push_back(pull * log); }
+    for (std::size_t i = 0; i < num_fitted; ++i) { all.push_back(pull(i) * logs[i]); }
     return all;
   }
 
  private:
+  /// How strongly a number is held where it started. The steps of one model cannot tell the weights that it reads from what each
+  /// layer takes anyway, nor its products from its activations.
+  double pull(std::size_t i) const {
+    const bool is_rate = fitted[i] == &DeviceCost::weight_bytes || fitted[i] == &DeviceCost::matmul_flops;
+    return is_rate && data_.size() == 1 ? 1 : 0.003;
+  }
+
   const std::vector<FitData>& data_;
   DeviceCost start_;
   std::vector<double> weights_;  // a step
@@ -162,22 +178,49 @@ StepLog read_step_log(const std::filesystem::path& path) {
                              .prefill_pairs = large(9),
                              .num_copies = count(10),
                              .num_transfers = count(11)};
-    if (work.num_tokens > 0 && values[2] > 0) { log.steps.push_back({work, 1e-6 * values[2]}); }
+    if (work.num_tokens > 0 && values[2] > 0) { log.steps.push_back({work, values[1], 1e-6 * values[2]}); }
   }
   return log;
+}
+
+std::vector<double> predicted_seconds(const StepCost& cost, const std::vector<LoggedStep>& steps) {
+  constexpr double pause = 1e-6;  // [s] that the engine had nothing to do for
+  std::vector<double> predicted(steps.size());
+  Timeline clock(cost);
+  double end = 0, last_end = 0, logged_end = 0;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const LoggedStep& step = steps[i];
+    const bool begins = i == 0 || step.start < logged_end - pause || step.start > logged_end + pause;
+    if (begins) {  // of a run, or after a pause: nothing was launched ahead
+      clock.wait_until(end + 1);
+      last_end = clock.now();
+      end = clock.launch(step.work);
+    }
+    logged_end = step.start + step.seconds;
+    const bool goes_on = i + 1 < steps.size() && std::abs(steps[i + 1].start - logged_end) <= pause;
+    const double next_end = goes_on && cost.runs_ahead() ? clock.launch(steps[i + 1].work) : end;
+    clock.wait_until(end);
+    predicted[i] = clock.now() - last_end;
+    last_end = clock.now();
+    if (goes_on && !cost.runs_ahead()) {
+      end = clock.launch(steps[i + 1].work);
+    } else {
+      end = next_end;
+    }
+  }
+  return predicted;
 }
 
 FitError fit_error(const DeviceCost& cost, const std::vector<FitData>& data, bool with_prompts) {
   FitError error;
   for (const FitData& one : data) {
-    const StepCost model(one.model, cost, 16);
-    for (const LoggedStep& step : one.steps) {
-      if (has_prompts(step) != with_prompts) { continue; }
-      const double predicted = model.device_seconds(step.work);
+    const std::vector<double> predicted = predicted_seconds(StepCost(one.model, cost, 16), one.steps);
+    for (std::size_t i = 0; i < predicted.size(); ++i) {
+      if (has_prompts(one.steps[i]) != with_prompts) { continue; }
       ++error.num_steps;
-      error.measured += step.seconds;
-      error.predicted += predicted;
-      error.mean_relative += std::abs(predicted / step.seconds - 1);
+      error.measured += one.steps[i].seconds;
+      error.predicted += predicted[i];
+      error.mean_relative += std::abs(relative_error(predicted, one.steps, i));
     }
   }
   if (error.num_steps > 0) { error.mean_relative /= static_cast<double>(error.num_steps); }

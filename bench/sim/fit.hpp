@@ -17,7 +17,7 @@ namespace nvl_bench {
 
 struct LoggedStep {
   nvl::StepWork work;
-  double seconds = 0;
+  double start = 0, seconds = 0;  // as nvl-bench logs them: the host's view
 };
 
 struct StepLog {
@@ -28,7 +28,7 @@ struct StepLog {
 /// \throws std::runtime_error if the file is not one that --step-log writes
 StepLog read_step_log(const std::filesystem::path& path);
 
-/// Steps of one model.
+/// Steps of one model, in their order, of an engine that runs one ahead.
 struct FitData {
   nvl::ModelConfig model;
   std::vector<LoggedStep> steps;
@@ -38,7 +38,7 @@ struct FitData {
 struct FitError {
   std::size_t num_steps = 0;
   double measured = 0, predicted = 0;  // [s] of all steps
-  double mean_relative = 0;            // of single steps, without sign
+  double mean_relative = 0;            // of single steps, without sign; of those with prompts, together with the step before
 };
 
 struct FitReport {
@@ -46,11 +46,16 @@ struct FitReport {
   FitError decode, prompt;  // steps without and with prompts
 };
 
+/// [s] that a model takes for each of these steps as the host sees it: one that waits for the launch of the next takes longer, and
+/// the next so much less.
+std::vector<double> predicted_seconds(const StepCost& cost, const std::vector<LoggedStep>& steps);
+
 FitError fit_error(const DeviceCost& cost, const std::vector<FitData>& data, bool with_prompts);
 
 /// Least squares of relative errors over the rates and times of the device: Levenberg and Marquardt's method on their logarithms.
 /// Decode steps and steps with prompts count the same together, and within them each by the time that it took; errors beyond 50 %
-/// (a step that was interrupted) count as that. Where the log says nothing of a number, it stays what it is in `start`.
+/// (a step that was interrupted) count as that. Where the log says nothing of a number, it stays what it is in `start`;
+/// with the steps of one model, weight_bytes and matmul_flops do.
 FitReport fit_cost(const std::vector<FitData>& data, const DeviceCost& start = {});
 
 }  // namespace nvl_bench

@@ -22,16 +22,22 @@ using nvl_examples::UsageError;
 namespace {
 
 /// Under which name each number of a DeviceCost is written.
-constexpr std::array<std::pair<const char*, double DeviceCost::*>, 10> cost_fields{
+constexpr std::array<std::pair<const char*, double DeviceCost::*>, 16> cost_fields{
     {{"weight_bytes_per_s", &DeviceCost::weight_bytes},
      {"kv_bytes_per_s", &DeviceCost::kv_bytes},
+     {"shared_kv_bytes_per_s", &DeviceCost::shared_kv_bytes},
      {"matmul_flops_per_s", &DeviceCost::matmul_flops},
      {"attention_flops_per_s", &DeviceCost::attention_flops},
      {"row_bytes_per_s", &DeviceCost::row_bytes},
-     {"layer_us", &DeviceCost::layer_us},
+     {"layer_us_2", &DeviceCost::layer_us_2},
+     {"layer_us_16", &DeviceCost::layer_us_16},
+     {"layer_us_128", &DeviceCost::layer_us_128},
+     {"layer_us_more", &DeviceCost::layer_us_more},
      {"prompt_layer_us", &DeviceCost::prompt_layer_us},
+     {"mixed_layer_us", &DeviceCost::mixed_layer_us},
      {"host_us", &DeviceCost::host_us},
      {"host_seq_us", &DeviceCost::host_seq_us},
+     {"launch_layer_us", &DeviceCost::launch_layer_us},
      {"link_bytes_per_s", &DeviceCost::link_bytes}}};
 
 std::vector<std::string> split(const std::string& list) {
@@ -185,9 +191,17 @@ void SimCommand::add_to(nvl_examples::OptionParser& parser) {
 
 int SimCommand::fit(const DeviceCost& start) const {
   std::vector<FitData> data;
+  std::vector<std::string> models;
   for (const auto& path : fit_logs) {
     StepLog log = read_step_log(path);
-    data.push_back({model_named(log.model), std::move(log.steps)});
+    const auto same = std::ranges::find(models, log.model);
+    if (same == models.end()) {
+      models.push_back(log.model);
+      data.push_back({model_named(log.model), std::move(log.steps)});
+    } else {
+      std::vector<LoggedStep>& steps = data[static_cast<std::size_t>(same - models.begin())].steps;
+      steps.insert(steps.end(), log.steps.begin(), log.steps.end());
+    }
   }
   const FitReport report = fit_cost(data, start);
   std::vector<std::vector<std::string>> rows{{"steps", "number", "measured [s]", "predicted [s]", "mean error of a step [%]"}};
@@ -308,6 +322,7 @@ int SimCommand::run(const std::vector<std::string>& command) {
     const std::unique_ptr<Trace> trace = make_trace(c.trace, c.load);
     if (trace == nullptr) { throw UsageError("--trace is \"" + c.trace + "\": must be one of " + trace_list()); }
     const StepCost cost(config, device, c.block_size);
+    c.scheduling.preemption_costs = cost.preemption_costs();
     SimOptions options;
     options.scheduler = {.max_num_seqs = c.max_num_seqs,
                          .max_num_batched_tokens = c.max_num_batched_tokens,

@@ -3,6 +3,7 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
+#include <nvl/sched/cost_preemption.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/order.hpp>
@@ -10,10 +11,12 @@
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <stdexcept>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -34,7 +37,8 @@ constexpr auto schedulers = std::tuple(Named<nvl::PrefillFirstScheduler>{"prefil
 constexpr auto orders =
     std::tuple(Named<nvl::FcfsOrder>{"fcfs"}, Named<nvl::PriorityOrder>{"priority"}, Named<nvl::FairShareOrder>{"fair-share"},
                Named<nvl::ShortestWorkOrder>{"shortest-work"}, Named<nvl::LongestPrefixOrder>{"longest-prefix"});
-constexpr auto preemptions = std::tuple(Named<nvl::RecomputePreemption>{"recompute"});
+constexpr auto preemptions = std::tuple(Named<nvl::RecomputePreemption>{"recompute"}, Named<nvl::SwapPreemption>{"swap"},
+                                        Named<nvl::CostPreemption>{"cost"});
 constexpr auto caches = std::tuple(Named<nvl::PrefixCacheAllocator>{"hash"}, Named<nvl::RadixCacheAllocator>{"radix"},
                                    Named<nvl::FreeListAllocator>{"none"});
 

@@ -68,7 +68,8 @@ class Simulator {
  public:
   Simulator(const SimOptions& options, const StepCost& cost, Trace& trace)
       : options_(options),
-        cost_(cost),
+        runs_ahead_(cost.runs_ahead()),
+        clock_(cost),
         trace_(trace),
         allocator_(options.pool),
         scheduler_(options.scheduler) {}
@@ -83,14 +84,15 @@ class Simulator {
       if (!current->is_launched && !launch(*current)) {
         if (num_live_ > 0) { throw std::runtime_error("the scheduler has requests but planned nothing"); }
         if (!has_next_ && turns_.empty()) { break; }
-        now_ = std::max(now_, next_arrival());
+        clock_.wait_until(next_arrival());
         continue;
       }
-      if (cost_.runs_ahead()) { launch(*ahead); }
-      now_ = std::max(now_, current->end);
+      if (runs_ahead_) { launch(*ahead); }
+      clock_.wait_until(current->end);
       commit(*current);
       std::swap(current, ahead);
     }
+    result_.busy = clock_.busy();
     result_.live_blocks = allocator_.num_blocks() - allocator_.num_free();
     result_.kv_wasted = allocated_slot_seconds_ > 0 ? wasted_slot_seconds_ / allocated_slot_seconds_ : 0;
     result_.kv_used = result_.busy > 0 ? used_block_seconds_ / result_.busy / allocator_.num_blocks() : 0;
@@ -126,7 +128,7 @@ class Simulator {
   }
 
   void submit_arrived() {
-    while (next_arrival() <= now_ && static_cast<std::int64_t>(scheduler_.num_waiting()) < options_.max_queued) {
+    while (next_arrival() <= clock_.now() && static_cast<std::int64_t>(scheduler_.num_waiting()) < options_.max_queued) {
       if (has_next_ && (turns_.empty() || next_.arrival <= turns_.front().arrival)) {
         submit(next_);
         has_next_ = trace_.next(next_);
@@ -184,19 +186,21 @@ class Simulator {
       for (nvl::Sequence* victim : *victims) { count_blocks(static_cast<Simulated&>(*victim), 0, 0); }
     }
     const nvl::StepWork work = nvl::work_of(batch);
-    for (const nvl::ScheduledSeq& entry : batch.seqs) { plan(entry); }
+    std::int64_t shared_tokens = 0;
+    for (const nvl::ScheduledSeq& entry : batch.seqs) {
+      if (entry.num_tokens == 1) { shared_tokens += num_shared_tokens(*entry.seq); }
+      plan(entry);
+    }
     ++result_.steps;
     result_.scheduled_seqs += batch.seqs.size();
     result_.computed_tokens += static_cast<std::uint64_t>(work.num_tokens);
     result_.transferred_blocks += static_cast<std::uint64_t>(work.num_transfers);
     result_.copied_blocks += static_cast<std::uint64_t>(work.num_copies);
 
-    now_ += cost_.host_seconds(work);
-    const double start = std::max(now_, device_free_);
-    const double seconds = std::max(cost_.device_seconds(work), cost_.transfer_seconds(work));
-    flight.end = device_free_ = start + seconds;
+    const double busy_before = clock_.busy();
+    flight.end = clock_.launch(work, shared_tokens);
     flight.is_launched = true;
-    result_.busy += seconds;
+    const double seconds = clock_.busy() - busy_before;
     const double slots = static_cast<double>(total_blocks_) * options_.scheduler.block_size;
     allocated_slot_seconds_ += slots * seconds;
     wasted_slot_seconds_ += (slots - static_cast<double>(total_tokens_)) * seconds;
@@ -204,6 +208,16 @@ class Simulator {
     used_block_seconds_ += used * seconds;
     result_.peak_blocks = std::max(result_.peak_blocks, used);
     return true;
+  }
+
+  /// [tokens] of `seq` in blocks that others own too. These are at the head of its table: who shares a block shares all before it.
+  std::int64_t num_shared_tokens(const nvl::Sequence& seq) const {
+    if constexpr (nvl::SharingAllocator<Allocator>) {
+      const auto end =
+          std::ranges::partition_point(seq.block_table, [&](nvl::BlockId block) { return allocator_.num_owners(block) > 1; });
+      return (end - seq.block_table.begin()) * std::int64_t{options_.scheduler.block_size};
+    }
+    return 0;
   }
 
   void plan(const nvl::ScheduledSeq& entry) {
@@ -234,6 +248,7 @@ class Simulator {
 
   /// The tokens of a step are there.
   void commit(Flight& flight) {
+    const double now = clock_.now();
     flight.is_launched = false;
     for (const nvl::ScheduledSeq& entry : flight.batch.seqs) {
       auto& seq = static_cast<Simulated&>(*entry.seq);
@@ -242,34 +257,34 @@ class Simulator {
       if (!entry.needs_sample) { continue; }
       ++result_.output_tokens;
       if (end == seq.num_prompt) {
-        note_first_token(seq);
+        note_first_token(seq, now);
       } else {
-        result_.itl.add(now_ - seq.last_token);
+        result_.itl.add(now - seq.last_token);
       }
-      seq.last_token = now_;
-      if (end + 1 == seq.max_total_tokens) { finish(seq); }
+      seq.last_token = now;
+      if (end + 1 == seq.max_total_tokens) { finish(seq, now); }
     }
   }
 
-  void note_first_token(Simulated& seq) {
-    const double ttft = now_ - seq.arrival;
-    seq.first_token = now_;
+  void note_first_token(Simulated& seq, double now) {
+    const double ttft = now - seq.arrival;
+    seq.first_token = now;
     result_.ttft.add(ttft);
     if (seq.priority == 0) { result_.ttft_urgent.add(ttft); }
     if (seq.user != 0) { result_.ttft_light.add(ttft); }
   }
 
-  void finish(Simulated& seq) {
+  void finish(Simulated& seq, double now) {
     nvl::release_blocks(seq, allocator_);
     count_blocks(seq, 0, 0);
     seq.status = nvl::SeqStatus::finished;
     if (seq.num_output() > 1) { result_.tpot.add((seq.last_token - seq.first_token) / (seq.num_output() - 1)); }
-    result_.e2el.add(now_ - seq.arrival);
-    result_.duration = now_;
+    result_.e2el.add(now - seq.arrival);
+    result_.duration = now;
     ++result_.requests;
     --num_live_;
     if (trace_.next_turn(seq.session, seq.turn, seq.tokens, turn_)) {
-      turn_.arrival += now_;
+      turn_.arrival += now;
       turn_.priority = seq.priority;
       turn_.user = seq.user;
       turns_.push_back(std::move(turn_));
@@ -279,14 +294,13 @@ class Simulator {
   }
 
   const SimOptions options_;
-  const StepCost cost_;
+  const bool runs_ahead_;
+  Timeline clock_;
   Trace& trace_;
   Allocator allocator_;
   Scheduler scheduler_;
   Flight flights_[2];
-  double now_ = 0;          // [s] of the host
-  double device_free_ = 0;  // [s] when the last launched step ends
-  TraceRequest next_;       // the first that has not come yet
+  TraceRequest next_;  // the first that has not come yet
   bool has_next_ = false;
   std::vector<TraceRequest> turns_;  // heap: further turns that have not come yet
   TraceRequest turn_;

@@ -36,7 +36,16 @@ std::vector<LoggedStep> steps_of(const DeviceCost& cost, const nvl::ModelConfig&
       work.prefill_pairs += length * (length + 1) / 2;
     }
     work.num_samples = work.num_seqs;
-    steps.push_back({work, exact.device_seconds(work)});
+    steps.push_back({work, 0, 1});
+  }
+  // One after the other, as a host that runs one step ahead sees them.
+  for (int round = 0; round < 2; ++round) {
+    const std::vector<double> seconds = predicted_seconds(exact, steps);
+    double now = 0;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      steps[i].start = now;
+      now += steps[i].seconds = seconds[i];
+    }
   }
   return steps;
 }
@@ -51,8 +60,14 @@ TEST_CASE("the cost of a step is that worked out by hand", "[bench][host]") {
   cost.matmul_flops = 500e12;
   cost.attention_flops = 100e12;
   cost.row_bytes = 1e12;
-  cost.layer_us = 10;
+  cost.shared_kv_bytes = 8e12;
+  cost.layer_us_2 = 10;
+  cost.layer_us_16 = 11;
+  cost.layer_us_128 = 12;
+  cost.layer_us_more = 13;
   cost.prompt_layer_us = 5;
+  cost.mixed_layer_us = 7;
+  cost.launch_layer_us = 40;
   cost.host_us = 20;
   cost.host_seq_us = 2;
   cost.link_bytes = 50e9;
@@ -69,7 +84,10 @@ TEST_CASE("the cost of a step is that worked out by hand", "[bench][host]") {
   const double weights = 2 * (layer_params + head_params) / 4e12;  // slower than the arithmetic
   CHECK(step.device_seconds(decode) ==
         Approx(weights + 1000 * 114688 / 2e12 + 2 * (row_bytes + logits_bytes) / 1e12 + 280e-6).epsilon(1e-4));
-  CHECK(step.host_seconds(decode) == Approx(24e-6));
+  CHECK(step.device_seconds(decode, 400) ==
+        Approx(step.device_seconds(decode) - 400 * 114688 / 2e12 + 400 * 114688 / 8e12));  // 400 of the tokens are shared
+  CHECK(step.plan_seconds(decode) == Approx(24e-6));
+  CHECK(step.launch_seconds(decode) == 0);  // a graph
   CHECK(step.transfer_seconds(decode) == 0);
 
   nvl::StepWork prompt;  // 2,000 tokens of one prompt, the last of which is sampled
@@ -80,8 +98,45 @@ TEST_CASE("the cost of a step is that worked out by hand", "[bench][host]") {
   const double arithmetic = 2000 * 2 * layer_params / 500e12;  // slower than reading the weights
   const double attention = 4.0 * 28 * 2048 * (2000 * 2001 / 2) / 100e12;
   CHECK(step.device_seconds(prompt) == Approx(arithmetic + 2 * head_params / 4e12 + 2000 * 114688 / 2e12 + attention +
-                                              (2000 * row_bytes + logits_bytes) / 1e12 + 28 * 15e-6)
+                                              (2000 * row_bytes + logits_bytes) / 1e12 + 28 * 18e-6)
                                            .epsilon(1e-4));
+
+  CHECK(step.launch_seconds(prompt) == Approx(28 * 40e-6));
+
+  // What a layer takes besides depends on the rows, and on what they are.
+  const auto gaps = [&](std::int32_t decodes, std::int32_t prompt_tokens) {
+    nvl::StepWork work;
+    work.num_decodes = decodes;
+    work.num_tokens = decodes + prompt_tokens;
+    DeviceCost other = cost;
+    other.layer_us_2 = other.layer_us_16 = other.layer_us_128 = other.layer_us_more = 0;
+    other.prompt_layer_us = other.mixed_layer_us = 0;
+    return (step.device_seconds(work) - StepCost(*preset("qwen3-0.6b"), other, 16).device_seconds(work)) / 28e-6;
+  };
+  CHECK(gaps(1, 0) == Approx(10));
+  CHECK(gaps(3, 0) == Approx(11));
+  CHECK(gaps(16, 0) == Approx(11));
+  CHECK(gaps(17, 0) == Approx(12));
+  CHECK(gaps(129, 0) == Approx(13));
+  CHECK(gaps(0, 100) == Approx(12 + 5));
+  CHECK(gaps(10, 100) == Approx(12 + 5 + 7));
+
+  // Graphs: decodes, and single prompts that need little padding.
+  const auto has_graph = [](std::int32_t seqs, std::int32_t tokens) {
+    nvl::StepWork work;
+    work.num_seqs = seqs;
+    work.num_decodes = seqs == tokens ? seqs : seqs - 1;
+    work.num_tokens = tokens;
+    return StepCost::has_graph(work);
+  };
+  for (const auto& [seqs, tokens] : {std::pair(1, 1), {256, 256}, {512, 512}, {1, 64}, {1, 57}, {1, 500}, {1, 1000}}) {
+    INFO(seqs << " sequences, " << tokens << " tokens");
+    CHECK(has_graph(seqs, tokens));
+  }
+  for (const auto& [seqs, tokens] : {std::pair(513, 513), {1, 20}, {1, 40}, {1, 130}, {1, 1025}, {2, 64}}) {
+    INFO(seqs << " sequences, " << tokens << " tokens");
+    CHECK_FALSE(has_graph(seqs, tokens));
+  }
 
   nvl::StepWork moves;  // nothing is computed
   moves.num_copies = 3;
@@ -97,15 +152,19 @@ TEST_CASE("a fit finds the device that a log comes from", "[bench][host]") {
   truth.matmul_flops = 480e12;
   truth.attention_flops = 170e12;
   truth.row_bytes = 4e12;
-  truth.layer_us = 22;
-  truth.prompt_layer_us = 31;
+  truth.layer_us_16 = 22;
+  truth.layer_us_128 = 35;
+  truth.prompt_layer_us = 21;
+  truth.mixed_layer_us = 9;
+  truth.launch_layer_us = 80;
   const std::vector<FitData> data{{*preset("qwen3-0.6b"), steps_of(truth, *preset("qwen3-0.6b"))},
                                   {*preset("qwen3-8b"), steps_of(truth, *preset("qwen3-8b"))}};
   const FitReport report = fit_cost(data);
   CHECK(report.cost.weight_bytes == Approx(truth.weight_bytes).epsilon(0.05));
   CHECK(report.cost.kv_bytes == Approx(truth.kv_bytes).epsilon(0.05));
   CHECK(report.cost.matmul_flops == Approx(truth.matmul_flops).epsilon(0.05));
-  CHECK(report.cost.layer_us == Approx(truth.layer_us).epsilon(0.1));
+  CHECK(report.cost.layer_us_128 == Approx(truth.layer_us_128).epsilon(0.1));
+  CHECK(report.cost.launch_layer_us == Approx(truth.launch_layer_us).epsilon(0.1));
   CHECK(report.decode.num_steps + report.prompt.num_steps == 800);
   CHECK(report.decode.mean_relative < 0.01);
   CHECK(report.prompt.mean_relative < 0.01);
@@ -114,12 +173,46 @@ TEST_CASE("a fit finds the device that a log comes from", "[bench][host]") {
   CHECK(fit_error(DeviceCost{}, data, false).mean_relative > 0.05);
   CHECK(report.cost.link_bytes == DeviceCost{}.link_bytes);
   CHECK(report.cost.host_us == DeviceCost{}.host_us);
+
+  const FitReport one = fit_cost({data.front()});  // which does not tell these two from others
+  CHECK(one.cost.weight_bytes == Approx(DeviceCost{}.weight_bytes).epsilon(0.1));
+  CHECK(one.cost.matmul_flops == Approx(DeviceCost{}.matmul_flops).epsilon(0.1));
+  CHECK(one.decode.mean_relative < 0.03);
+}
+
+TEST_CASE("a step that waits for the launch of the next one takes longer, and the next so much less", "[bench][host]") {
+  DeviceCost cost;
+  cost.launch_layer_us = 100;
+  const nvl::ModelConfig model = *preset("qwen3-0.6b");
+  const StepCost exact(model, cost, 16);
+  nvl::StepWork decode, prompt;
+  decode.num_seqs = decode.num_tokens = decode.num_samples = decode.num_decodes = 4;
+  decode.decode_kv_tokens = 400;
+  prompt.num_seqs = prompt.num_samples = 1;
+  prompt.num_tokens = 2000;
+  prompt.prefill_pairs = 2000 * 2001 / 2;
+  REQUIRE(exact.launch_seconds(prompt) > exact.device_seconds(decode));
+  std::vector<LoggedStep> steps{{decode, 0, 1e-3}, {decode, 1e-3, 1e-3}, {prompt, 2e-3, 5e-3}, {decode, 7e-3, 1e-3}};
+  const std::vector<double> predicted = predicted_seconds(exact, steps);
+  CHECK(predicted[0] == Approx(exact.plan_seconds(decode) + exact.device_seconds(decode)));
+  CHECK(predicted[1] == Approx(exact.plan_seconds(prompt) + exact.launch_seconds(prompt)));
+  CHECK(predicted[1] + predicted[2] == Approx(exact.device_seconds(decode) + exact.device_seconds(prompt)));
+  CHECK(predicted[3] == Approx(exact.device_seconds(decode)));
+  steps[3].start = 1;  // after a pause: nothing was launched ahead
+  CHECK(predicted_seconds(exact, steps)[3] == Approx(exact.plan_seconds(decode) + exact.device_seconds(decode)));
 }
 
 TEST_CASE("a few interrupted steps do not spoil a fit", "[bench][host]") {
   const DeviceCost truth;
   std::vector<LoggedStep> steps = steps_of(truth, *preset("qwen3-0.6b"));
-  for (std::size_t i = 3; i < steps.size(); i += 80) { steps[i].seconds *= 40; }
+  double late = 0;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    steps[i].start += late;
+    if (i % 80 == 3) {
+      late += 39 * steps[i].seconds;
+      steps[i].seconds *= 40;
+    }
+  }
   const FitReport report = fit_cost({{*preset("qwen3-0.6b"), steps}});
   const StepCost fitted(*preset("qwen3-0.6b"), report.cost, 16), exact(*preset("qwen3-0.6b"), truth, 16);
   for (std::size_t i = 0; i < steps.size(); i += 7) {
@@ -137,6 +230,7 @@ TEST_CASE("a step log is read, and what is none is refused", "[bench][host]") {
   const StepLog log = read_step_log(path);
   CHECK(log.model == "qwen3-0.6b");
   REQUIRE(log.steps.size() == 1);  // a step without tokens says nothing
+  CHECK(log.steps[0].start == 0.5);
   CHECK(log.steps[0].seconds == Approx(250.5e-6));
   CHECK(log.steps[0].work == nvl::StepWork{.num_seqs = 3,
                                            .num_tokens = 12,

@@ -48,12 +48,13 @@ TraceRequest request(double arrival, std::int32_t input, std::int32_t output, nv
   return r;
 }
 
-/// A step takes a second, and one more for each 1,000 rows: everything else is too fast to be seen.
+/// A step takes a second, whatever it computes.
 DeviceCost simple_cost(bool runs_ahead) {
   DeviceCost cost;
   cost.weight_bytes = cost.kv_bytes = cost.matmul_flops = cost.attention_flops = cost.row_bytes = cost.link_bytes = 1e30;
-  cost.layer_us = 1e6 / preset("tiny")->num_layers;
-  cost.prompt_layer_us = cost.host_us = cost.host_seq_us = 0;
+  cost.layer_us_2 = cost.layer_us_16 = cost.layer_us_128 = cost.layer_us_more = 1e6 / preset("tiny")->num_layers;
+  cost.prompt_layer_us = cost.mixed_layer_us = cost.launch_layer_us = cost.host_us = cost.host_seq_us = 0;
+  cost.shared_kv_bytes = 1e30;
   cost.runs_ahead = runs_ahead;
   return cost;
 }
