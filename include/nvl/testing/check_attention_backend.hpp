@@ -76,12 +76,14 @@ class AttentionStep {
         .cu_query_lens = cu_query_lens_, .seq_lens = seq_lens_, .block_tables = block_tables_, .max_blocks_per_seq = max_blocks_};
   }
 
-  /// New K and V: random where a sequence has tokens, NaN elsewhere.
-  void fill_kv() {
+  /// New K and V: random where a sequence has tokens that a backend may read, NaN elsewhere.
+  void fill_kv(std::int32_t window) {
     std::fill_n(kv(), static_cast<std::size_t>(shape_.kv.layer_elements()), T(std::numeric_limits<float>::quiet_NaN()));
     std::normal_distribution<float> normal;
     for (std::size_t s = 0; s < cases_.size(); ++s) {
-      for (std::int32_t position = 0; position < cases_[s].seq_len; ++position) {
+      const SlidingWindow visible{.tokens = window};
+      const std::int32_t first = visible.first_read(cases_[s].seq_len - cases_[s].num_queries);
+      for (std::int32_t position = first; position < cases_[s].seq_len; ++position) {
         for (std::int32_t head = 0; head < shape_.kv.num_kv_heads; ++head) {
           for (std::int32_t i = 0; i < shape_.kv.head_dim; ++i) {
             kv()[k_offset(s, position, head) + i] = T(normal(random_));
@@ -175,15 +177,24 @@ Violations check_attention_backend(std::uint64_t seed = 1) {
   typename B::Ops::Device device{DeviceOptions{}};
   typename B::Ops ops(device);
   constexpr std::int32_t size = B::block_size;
-  const std::vector<detail::AttentionCase> cases{
-      {1, 1}, {size - 1, 1}, {size, size}, {size + 1, size + 1}, {3 * size, 5}, {2 * size + 1, 1}, {4 * size + 3, 2 * size}};
+  const std::vector<detail::AttentionCase> cases{{1, 1},
+                                                 {size - 1, 1},
+                                                 {size, size},
+                                                 {size + 1, size + 1},
+                                                 {3 * size, 5},
+                                                 {2 * size + 1, 1},
+                                                 {4 * size + 3, 2 * size},
+                                                 {SlidingWindow().alignment + 2 * size + 3, 2}};
   std::vector<detail::AttentionCase> usable;
+  std::int64_t num_blocks = 8;  // that are nobody's
   for (const detail::AttentionCase& c : cases) {
-    if (c.seq_len >= c.num_queries && c.num_queries > 0) { usable.push_back(c); }
+    if (c.seq_len < c.num_queries || c.num_queries == 0) { continue; }
+    usable.push_back(c);
+    num_blocks += ceil_div(c.seq_len, size);
   }
   bool any = false, refused = false;
   for (std::int32_t head_dim = 1; head_dim <= 1024; ++head_dim) {
-    KvLayout layout{.num_blocks = 32, .block_size = size, .num_kv_heads = 2, .head_dim = head_dim};
+    KvLayout layout{.num_blocks = num_blocks, .block_size = size, .num_kv_heads = 2, .head_dim = head_dim};
     if (!B::supports(head_dim)) {
       if (refused) { continue; }
       refused = true;
@@ -199,7 +210,7 @@ Violations check_attention_backend(std::uint64_t seed = 1) {
       B backend(shape, ops);
       backend.plan(step.metadata());
       for (const std::int32_t window : {0, 1, size + 2}) {  // one plan, several layers
-        step.fill_kv();
+        step.fill_kv(window);
         step.run(backend, window);
         step.check(broken, window);
       }
