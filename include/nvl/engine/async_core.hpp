@@ -186,7 +186,9 @@ class AsyncCore {
       if (is_last_round_) {
         end_all(FinishReason::abort, {});
       } else if (has_work()) {
-        contain([&] { engine_->step(); }, [&](const char* what) { fail(what); });
+        bool worked = false;
+        contain([&] { worked = engine_->step(); }, [&](const char* what) { fail(what); });
+        if (!worked) { std::this_thread::yield(); }  // it waits for something beside the steps, a copy say
       }
       publish();
     }
