@@ -41,7 +41,8 @@ TEST_CASE("the planned memory is the sum that a pencil finds", "[bench][host]") 
   const std::int64_t rope = 40960 * 128 * 4;
   const std::int64_t products = 32 << 20;
   const std::int64_t sampler = 64 * 151936 * 4;
-  const std::int64_t results = 64 * (16 + 20 * 8), ids = 256, rounding = 12 * 256;
+  const std::int64_t results = 64 * (16 + 32 * 8);  // beams of 16 want the 32 most likely tokens of a row
+  const std::int64_t ids = 256, rounding = 12 * 256;
   const std::int64_t prefill = 25'088;  // 16 + 32 bytes x 8 heads x (2048 / 64 + 64) tiles + 4 x 64, in units of 256
   const std::int64_t spans = 12'800 + 264 * 128 + 2'304 + 2 * 64 * 8;  // of 264 thread blocks with 528 partial sums
   const std::int64_t decode = 2 * spans + 528 * (8 + 16) * 130 * 4;    // one query a sequence: 8 columns; eight: 16
