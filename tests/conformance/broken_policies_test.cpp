@@ -5,6 +5,7 @@
 #include <nvl/attention/kv_transfer.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/swap_preemption.hpp>
@@ -160,6 +161,76 @@ struct HandsOutAHostBlockTwice : FreeListAllocator {
 struct CountsDeviceBlocksAsHostBlocks : FreeListAllocator {
   using FreeListAllocator::FreeListAllocator;
   std::uint32_t num_free_host() const noexcept { return num_free(); }
+};
+
+struct ResetsNothing : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  void reset() noexcept {}
+};
+
+struct PinsNothing : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  std::uint32_t pin(PrefixId root, std::span<const TokenId> tokens) noexcept { return lookup(root, tokens); }
+};
+
+struct IgnoresAdapters : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId root(std::string_view salt, std::string_view = {}) const noexcept { return PrefixCacheAllocator::root(salt); }
+};
+
+struct HasNoEvents : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixCacheEvents& events() noexcept { return none; }
+  PrefixCacheEvents none;
+};
+
+struct GivesUpHostBlocksTooEarly : PrefixCacheAllocator {
+  using PrefixCacheAllocator::PrefixCacheAllocator;
+  PrefixId match_host(PrefixId prefix, std::span<const TokenId> tokens, std::vector<HostBlockId>& hosts) {
+    const PrefixId end = PrefixCacheAllocator::match_host(prefix, tokens, hosts);
+    std::vector<BlockTransfer> none;
+    take_demotions(0, none);
+    return end;
+  }
+};
+
+struct NeverWritesToTheHost : RadixCacheAllocator {
+  using RadixCacheAllocator::RadixCacheAllocator;
+  void take_demotions(std::size_t, std::vector<BlockTransfer>& transfers) { RadixCacheAllocator::take_demotions(0, transfers); }
+};
+
+struct SwapsHostBlocks : RadixCacheAllocator {
+  using RadixCacheAllocator::RadixCacheAllocator;
+  PrefixId match_host(PrefixId prefix, std::span<const TokenId> tokens, std::vector<HostBlockId>& hosts) {
+    const PrefixId end = RadixCacheAllocator::match_host(prefix, tokens, hosts);
+    std::reverse(hosts.begin(), hosts.end());
+    return end;
+  }
+};
+
+struct MergesInSilence : RadixCacheAllocator {
+  using RadixCacheAllocator::RadixCacheAllocator;
+  PrefixId publish(PrefixId parent, std::span<const TokenId> tokens, BlockId block) {
+    return RadixCacheAllocator::publish(parent, tokens, block);
+  }
+};
+
+struct FindsHeadsTooLong : RadixCacheAllocator {
+  using RadixCacheAllocator::RadixCacheAllocator;
+  PartialMatch match_head(PrefixId prefix, std::span<const TokenId> tokens) noexcept {
+    PartialMatch found = RadixCacheAllocator::match_head(prefix, tokens);
+    found.num_tokens += found.num_tokens > 0 ? 1 : 0;
+    return found;
+  }
+};
+
+struct FindsHeadsWithoutReference : RadixCacheAllocator {
+  using RadixCacheAllocator::RadixCacheAllocator;
+  PartialMatch match_head(PrefixId prefix, std::span<const TokenId> tokens) noexcept {
+    const PartialMatch found = RadixCacheAllocator::match_head(prefix, tokens);
+    if (found.num_tokens > 0) { release(std::span(&found.block, 1)); }
+    return found;
+  }
 };
 
 // Schedulers
@@ -468,7 +539,8 @@ struct KeepsTheList : HostTransfer {
 TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails,
                    LosesABlock, HandsOutABlockTwice, RefusesRequestsForNothing, CountsWrong, ForgetsItsSize, IgnoresSalts,
                    IgnoresWhatIsBefore, NeverForgets, MatchesWithoutReference, LooksUpTooMuch, MatchesAPartOfABlock, SharesOnce,
-                   NeverFinds) {
+                   NeverFinds, ResetsNothing, PinsNothing, IgnoresAdapters, HasNoEvents, GivesUpHostBlocksTooEarly,
+                   NeverWritesToTheHost, SwapsHostBlocks, MergesInSilence, FindsHeadsTooLong, FindsHeadsWithoutReference) {
   CHECK_FALSE(testing::check_block_allocator<TestType>().empty());
 }
 
