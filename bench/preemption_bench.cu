@@ -62,14 +62,22 @@ class Bench {
   struct Extra {
     std::int32_t first = 0, num_tokens = 0;  // of the victim, to compute
     std::int32_t out_blocks = 0, in_blocks = 0;
+    bool by_copy_engine = false;  // the blocks move by cudaMemcpyBatchAsync, for comparison
   };
   double run(std::int32_t count, bool decodes, const std::function<Extra(std::int32_t)>& extra) {
     return seconds_of([&] {
       for (std::int32_t i = 0; i < count; ++i) {
-        runner_.launch(build(buffers_[i % 2], decodes, extra(i)));
+        Extra now = extra(i);
+        const Extra copied = now.by_copy_engine ? std::exchange(now, {}) : Extra{};
+        runner_.launch(build(buffers_[i % 2], decodes, now));
+        if (copied_.has_value()) { NVL_CUDA_CHECK(cudaStreamWaitEvent(device_.stream(), copied_->get(), 0)); }
+        copied_.reset();
+        if (copied.by_copy_engine) { start_copies(copied); }
         if (i > 0) { runner_.collect(); }
       }
       runner_.collect();
+      if (copied_.has_value()) { NVL_CUDA_CHECK(cudaStreamWaitEvent(device_.stream(), copied_->get(), 0)); }
+      copied_.reset();
       runner_.launch(build(buffers_[0], false, {}));  // waits for the last transfers
       runner_.collect();
     });
@@ -79,6 +87,32 @@ class Bench {
   static CudaDevice& reserved(CudaDevice& device, std::int64_t num_bytes) {
     device.reserve(num_bytes);
     return device;
+  }
+
+  /// Beside the step after the one that was launched last.
+  void start_copies(const Extra& extra) {
+    const cudaStream_t stream = device_.copy_stream();
+    CudaEvent ready;
+    ready.record(device_.stream());
+    NVL_CUDA_CHECK(cudaStreamWaitEvent(stream, ready.get(), 0));
+    const KvLayout& layout = runner_.kv_layout();
+    const bool out = extra.out_blocks > 0;
+    targets_.clear(), sources_.clear();
+    for (std::int32_t b = 0; b < std::max(extra.out_blocks, extra.in_blocks); ++b) {
+      for (std::int32_t layer = 0; layer < config_.num_layers; ++layer) {
+        void* const device = runner_.kv() + layer * layout.layer_elements() + (first_victim_block + b) * layout.block_elements();
+        void* const host = runner_.host_kv() + layout.whole_block_offset(b, layer, config_.num_layers);
+        targets_.push_back(out ? host : device);
+        sources_.push_back(out ? device : host);
+      }
+    }
+    const std::vector<std::size_t> sizes(targets_.size(), static_cast<std::size_t>(layout.block_elements()) * sizeof(bf16));
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    std::size_t first = 0;
+    NVL_CUDA_CHECK(
+        cudaMemcpyBatchAsync(targets_.data(), sources_.data(), sizes.data(), sizes.size(), &attributes, &first, 1, stream));
+    copied_.emplace().record(stream);
   }
 
   StepInput& build(StepBuffer& buffer, bool decodes, const Extra& extra) {
@@ -96,12 +130,11 @@ class Bench {
     in.min_query_len = num_seqs > 0 ? (decodes ? 1 : extra.num_tokens) : 0;
     in.max_query_len = std::max(decodes ? 1 : 0, extra.num_tokens);
     in.cu_query_lens[0] = 0;
-    const std::int32_t first_block = num_decodes * (context / block_size + 1);  // of the victim, behind those that decode
     std::size_t token = 0;
     for (std::int32_t s = 0; s < num_seqs; ++s) {
       const bool is_victim = s == num_running;
       const std::int32_t begin = is_victim ? extra.first : context, count = is_victim ? extra.num_tokens : 1;
-      const std::int32_t base = is_victim ? first_block : s * (context / block_size + 1);
+      const std::int32_t base = is_victim ? first_victim_block : s * (context / block_size + 1);
       for (std::int32_t b = 0; b < width; ++b) {
         in.block_tables[static_cast<std::size_t>(s) * static_cast<std::size_t>(width) + static_cast<std::size_t>(b)] =
             BlockId{static_cast<std::uint32_t>(base + b)};
@@ -118,12 +151,14 @@ class Bench {
     }
     for (auto* list : {&in.swap_out, &in.swap_in}) {
       for (std::size_t i = 0; i < list->size(); ++i) {
-        (*list)[i] = {.device = BlockId{static_cast<std::uint32_t>(first_block) + static_cast<std::uint32_t>(i)},
+        (*list)[i] = {.device = BlockId{static_cast<std::uint32_t>(first_victim_block) + static_cast<std::uint32_t>(i)},
                       .host = HostBlockId{static_cast<std::uint32_t>(i)}};
       }
     }
     return in;
   }
+
+  static constexpr std::int32_t first_victim_block = num_decodes * (context / block_size + 1);  // behind those that decode
 
   ModelConfig config_;
   MemoryPlan plan_;
@@ -131,14 +166,18 @@ class Bench {
   SingleDevice::Context context_;
   Runner runner_;
   StepBuffer buffers_[2];
+  std::optional<CudaEvent> copied_;
+  std::vector<void*> targets_;
+  std::vector<const void*> sources_;
   std::uint64_t step_ = 0;
 };
 
 /// Of one length of a victim. All in seconds.
 struct Costs {
   std::int32_t tokens = 0;
-  double out = 0, in = 0;                     // with nothing beside
-  double swap = 0;                            // what out and in add to the steps that decode
+  double out = 0, in = 0;  // with nothing beside
+  double swap = 0;         // what out and in add to the steps that decode
+  double swap_by_copy_engine = 0;
   double recompute_alone = 0, recompute = 0;  // likewise
   std::int32_t blocks() const noexcept { return tokens / block_size; }
 };
@@ -159,6 +198,10 @@ Costs measure(Bench& bench, std::int32_t tokens, double idle, double decode) {
   costs.recompute_alone = median_of([&] { return bench.run(chunks, false, chunk); });
   costs.swap = median_of([&] { return bench.run(num_steps, true, at_first(out)); }) - decode;
   costs.swap += median_of([&] { return bench.run(num_steps, true, at_first(in)); }) - decode;
+  for (Extra by_engine : {out, in}) {
+    by_engine.by_copy_engine = true;
+    costs.swap_by_copy_engine += median_of([&] { return bench.run(num_steps, true, at_first(by_engine)); }) - decode;
+  }
   costs.recompute = median_of([&] { return bench.run(num_steps, true, chunk); }) - decode;
   return costs;
 }
@@ -210,15 +253,15 @@ int main(int argc, char** argv) {
     const double idle = median_of([&] { return bench->run(1, false, nothing); });
     const double decode = median_of([&] { return bench->run(num_steps, true, nothing); });
     std::printf("%d decodes at %d tokens: %.3f ms a step\n\n", num_decodes, context, decode / num_steps * 1e3);
-    std::printf("%8s | %9s %7s %9s %7s | %11s | %9s %9s | %s\n", "tokens", "out ms", "GB/s", "in ms", "GB/s", "compute ms",
-                "swap ms", "recomp ms", "cheaper (the last two: added to the steps beside)");
+    std::printf("%8s | %9s %7s %9s %7s | %11s | %9s %9s %9s | %s\n", "tokens", "out ms", "GB/s", "in ms", "GB/s", "compute ms",
+                "swap ms", "(copied)", "recomp ms", "cheaper; the last three: added to the steps beside");
     std::vector<Costs> all;
     for (const std::int32_t tokens : {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}) {
       const Costs c = measure(*bench, tokens, idle, decode);
       const double bytes = static_cast<double>(c.blocks()) * static_cast<double>(block_bytes);
-      std::printf("%8d | %9.3f %7.1f %9.3f %7.1f | %11.3f | %9.3f %9.3f | %s\n", tokens, c.out * 1e3, bytes / c.out * 1e-9,
-                  c.in * 1e3, bytes / c.in * 1e-9, c.recompute_alone * 1e3, c.swap * 1e3, c.recompute * 1e3,
-                  c.swap < c.recompute ? "swap" : "recompute");
+      std::printf("%8d | %9.3f %7.1f %9.3f %7.1f | %11.3f | %9.3f %9.3f %9.3f | %s\n", tokens, c.out * 1e3, bytes / c.out * 1e-9,
+                  c.in * 1e3, bytes / c.in * 1e-9, c.recompute_alone * 1e3, c.swap * 1e3, c.swap_by_copy_engine * 1e3,
+                  c.recompute * 1e3, c.swap < c.recompute ? "swap" : "recompute");
       all.push_back(c);
     }
     const PreemptionCosts costs = fit(all);
