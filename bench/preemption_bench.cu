@@ -1,5 +1,6 @@
 /// nvl-preemption-bench: what it costs to preempt a sequence of n tokens, by swap and by recomputation, beside steps that decode.
-/// Prints the crossover, the coefficients of nvl::PreemptionCosts, and how near to the better way each choice by them comes.
+/// Prints the table of nvl::PreemptionCosts and how near to the better way each choice by it comes.
+///     nvl-preemption-bench [MODEL [RESULT.json]]
 
 #include "bench/support/presets.hpp"
 
@@ -31,8 +32,8 @@ constexpr std::int32_t num_decodes = 64;     // sequences that run meanwhile ...
 constexpr std::int32_t context = 1024;       // ... with so many tokens each
 constexpr std::int32_t longest = 32768;      // [tokens] of a victim
 constexpr std::int32_t chunk_tokens = 8192;  // of a recomputation, in one step
-constexpr std::int32_t num_steps = 12;       // timed together: enough for the longest transfer to end
-constexpr int num_repeats = 7;               // the median counts
+constexpr std::int32_t num_steps = 6;        // timed together: the first has something beside it
+constexpr int num_repeats = 5;               // the median counts
 
 double seconds_of(const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
@@ -206,25 +207,52 @@ Costs measure(Bench& bench, std::int32_t tokens, double idle, double decode) {
   return costs;
 }
 
-/// Least squares of recompute = a n + b n^2 and swap = c + d blocks, each with relative weights, in tokens of recomputation.
-PreemptionCosts fit(const std::vector<Costs>& all) {
-  const auto solve = [&](auto&& f, auto&& g, auto&& y) {
-    double ff = 0, fg = 0, gg = 0, fy = 0, gy = 0;
-    for (const Costs& c : all) {
-      const double w = 1.0 / std::max(y(c) * y(c), 1e-12);
-      ff += w * f(c) * f(c), fg += w * f(c) * g(c), gg += w * g(c) * g(c), fy += w * f(c) * y(c), gy += w * g(c) * y(c);
-    }
-    const double det = ff * gg - fg * fg;
-    return std::pair((fy * gg - gy * fg) / det, (gy * ff - fy * fg) / det);
-  };
-  const auto n = [](const Costs& c) { return static_cast<double>(c.tokens); };
-  auto [a, b] = solve(
-      n, [&](const Costs& c) { return n(c) * n(c); }, [](const Costs& c) { return c.recompute; });
-  auto [c, d] = solve([](const Costs&) { return 1.0; }, [](const Costs& x) { return static_cast<double>(x.blocks()); },
-                      [](const Costs& x) { return x.swap; });
-  std::printf("recompute: %.3f us a token, %.3e us a pair of tokens; swap: %.1f us, %.2f us a block\n", a * 1e6, b * 1e6, c * 1e6,
-              d * 1e6);
-  return {.swap = std::max(c / a, 0.0), .swap_per_block = d / a / 2, .attention_tokens = b > 0 ? a / b : 0.0};
+/// The table that CostPreemption takes: every other of the lengths measured. The others show what a choice by it is worth.
+PreemptionCosts costs_of(const std::vector<Costs>& all) {
+  PreemptionCosts costs;
+  costs.points = {};
+  for (std::size_t i = 0; i < all.size(); i += 2) {
+    costs.points.at(i / 2) = {all[i].tokens, std::max(all[i].swap, 0.0) * 1e3, std::max(all[i].recompute, 0.0) * 1e3};
+  }
+  return costs;
+}
+
+void print_choices(const std::vector<Costs>& all) {
+  const PreemptionCosts costs = costs_of(all);
+  std::printf("\nPreemptionCosts [ms]: {{");
+  for (std::size_t i = 0; i < costs.num_points(); ++i) {
+    const PreemptionCost& point = costs.points[i];
+    std::printf("%s{%d, %.3f, %.3f}", i > 0 ? ", " : "", point.tokens, point.swap, point.recompute);
+  }
+  std::printf("}}\n");
+  double worst = 0;
+  for (const Costs& c : all) {
+    const bool swaps = costs.swap(c.tokens) < costs.recompute(c.tokens);
+    const double chosen = swaps ? c.swap : c.recompute, better = std::min(c.swap, c.recompute);
+    worst = std::max(worst, chosen / better - 1);
+    std::printf("%8d: chooses %-9s %9.3f ms, the better way takes %9.3f ms (%+.1f %%)\n", c.tokens,
+                swaps ? "swap," : "recompute,", chosen * 1e3, better * 1e3, (chosen / better - 1) * 100);
+  }
+  std::printf("a choice costs at most %.1f %% more than the better way\n", worst * 100);
+}
+
+/// For bench/results.
+void write_json(const std::string& path, const std::string& model, double decode_step, const std::vector<Costs>& all) {
+  std::FILE* const file = std::fopen(path.c_str(), "w");
+  if (file == nullptr) { raise(FileError(path, "cannot be written")); }
+  std::fprintf(file, "{\n \"benchmark\": \"preemption\", \"model\": \"%s\", \"dtype\": \"bfloat16\",\n", model.c_str());
+  std::fprintf(file, " \"decodes_beside\": %d, \"context\": %d, \"decode_step_ms\": %.3f,\n \"lengths\": [", num_decodes, context,
+               decode_step * 1e3);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Costs& c = all[i];
+    std::fprintf(file,
+                 "%s\n  {\"tokens\": %d, \"out_ms\": %.3f, \"in_ms\": %.3f, \"recompute_alone_ms\": %.3f, \"swap_ms\": %.3f, "
+                 "\"swap_by_copy_engine_ms\": %.3f, \"recompute_ms\": %.3f}",
+                 i > 0 ? "," : "", c.tokens, c.out * 1e3, c.in * 1e3, c.recompute_alone * 1e3, c.swap * 1e3,
+                 c.swap_by_copy_engine * 1e3, c.recompute * 1e3);
+  }
+  std::fprintf(file, "\n ]\n}\n");
+  std::fclose(file);
 }
 
 }  // namespace
@@ -256,7 +284,8 @@ int main(int argc, char** argv) {
     std::printf("%8s | %9s %7s %9s %7s | %11s | %9s %9s %9s | %s\n", "tokens", "out ms", "GB/s", "in ms", "GB/s", "compute ms",
                 "swap ms", "(copied)", "recomp ms", "cheaper; the last three: added to the steps beside");
     std::vector<Costs> all;
-    for (const std::int32_t tokens : {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}) {
+    for (const std::int32_t tokens : {64,   96,   128,  192,  256,  384,  512,   768,   1024,  1280,  1536,  1792,  2048, 2560,
+                                      3072, 3584, 4096, 6144, 8192, 9216, 10240, 11264, 12288, 14336, 16384, 24576, 32768}) {
       const Costs c = measure(*bench, tokens, idle, decode);
       const double bytes = static_cast<double>(c.blocks()) * static_cast<double>(block_bytes);
       std::printf("%8d | %9.3f %7.1f %9.3f %7.1f | %11.3f | %9.3f %9.3f %9.3f | %s\n", tokens, c.out * 1e3, bytes / c.out * 1e-9,
@@ -264,19 +293,8 @@ int main(int argc, char** argv) {
                   c.recompute * 1e3, c.swap < c.recompute ? "swap" : "recompute");
       all.push_back(c);
     }
-    const PreemptionCosts costs = fit(all);
-    std::printf("PreemptionCosts{.swap = %.1f, .swap_per_block = %.3f, .attention_tokens = %.0f}\n", costs.swap,
-                costs.swap_per_block, costs.attention_tokens);
-    double worst = 0;
-    for (const Costs& c : all) {
-      const auto blocks = static_cast<std::size_t>(c.blocks());
-      const bool swaps = swap_cost(costs, blocks, blocks) < recompute_cost(costs, c.tokens);
-      const double chosen = swaps ? c.swap : c.recompute, better = std::min(c.swap, c.recompute);
-      worst = std::max(worst, chosen - better);
-      std::printf("%8d: chooses %s, %.3f ms, the better way takes %.3f ms (%+.1f %%)\n", c.tokens, swaps ? "swap" : "recompute",
-                  chosen * 1e3, better * 1e3, (chosen / better - 1) * 100);
-    }
-    std::printf("the choice costs at most %.3f ms more than the better way\n", worst * 1e3);
+    print_choices(all);
+    if (argc > 2) { write_json(argv[2], model, decode / num_steps, all); }
   } catch (const Error& error) {
     std::fprintf(stderr, "nvl-preemption-bench: error: %s\n", error.what());
     return 1;

@@ -101,12 +101,11 @@ class StepCost {
     return work.num_seqs == 1 && n > 32 && n <= 1024 && (n + unit - 1) / unit * unit - n <= std::max(n / 8, 1);
   }
 
-  /// What moving a block costs, and the attention of a long prompt, in prompt tokens.
+  /// What moving the blocks of a token out and in costs, and the attention of a long prompt, in prompt tokens.
   nvl::PreemptionCosts preemption_costs() const {
     const double token = body_flops_ / device_.matmul_flops + row_bytes_ / device_.row_bytes;
-    return {.swap = 0,
-            .swap_per_block = block_bytes_ / device_.link_bytes / token,
-            .attention_tokens = token * 2 * device_.attention_flops / pair_flops_};
+    return nvl::PreemptionCosts::of(2 * kv_token_bytes_ / device_.link_bytes / token,
+                                    token * 2 * device_.attention_flops / pair_flops_);
   }
 
   bool runs_ahead() const { return device_.runs_ahead; }

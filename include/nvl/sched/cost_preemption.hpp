@@ -7,9 +7,9 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/sched/admission.hpp>
 #include <nvl/sched/preemption.hpp>
+#include <nvl/sched/preemption_costs.hpp>
 #include <nvl/sched/scheduled_batch.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
-#include <nvl/sched/scheduling_options.hpp>
 #include <nvl/sched/sequence.hpp>
 #include <nvl/sched/swap_preemption.hpp>
 
@@ -17,17 +17,6 @@
 #include <cstdint>
 
 namespace nvl::inline NVL_ABI {
-
-/// [tokens of recomputation] that it costs to compute `num_tokens` anew: attention makes long ones dearer.
-constexpr double recompute_cost(const PreemptionCosts& costs, std::int32_t num_tokens) noexcept {
-  const auto n = static_cast<double>(num_tokens);
-  return n + (costs.attention_tokens > 0 ? n * n / costs.attention_tokens : 0.0);
-}
-
-/// [tokens of recomputation] that it costs to move `num_out` blocks out and, later, `num_in` of them in.
-constexpr double swap_cost(const PreemptionCosts& costs, std::size_t num_out, std::size_t num_in) noexcept {
-  return costs.swap + costs.swap_per_block * static_cast<double>(num_out + num_in);
-}
 
 /// Blocks that others own too will be there when the victim comes back: they are neither computed again nor copied in.
 /// What is to be recomputed goes at once; what is to be swapped goes as with SwapPreemption, early and with its thresholds.
@@ -74,9 +63,9 @@ class CostPreemption {
       const auto num_full = static_cast<std::size_t>(full_blocks(seq.num_computed, block_size_));
       while (num_lasting < num_full && allocator.num_owners(seq.block_table[num_lasting]) > 1) { ++num_lasting; }
     }
-    const std::int32_t lasting_tokens = static_cast<std::int32_t>(num_lasting) * block_size_;
-    const double recompute = recompute_cost(costs_, seq.num_computed) - recompute_cost(costs_, lasting_tokens);
-    return swap_cost(costs_, num_blocks, num_blocks - num_lasting) < recompute;
+    const auto tokens_in = [&](std::size_t blocks) { return static_cast<double>(blocks) * block_size_; };
+    const double swap = (costs_.swap(tokens_in(num_blocks)) + costs_.swap(tokens_in(num_blocks - num_lasting))) / 2;
+    return swap < costs_.recompute(seq.num_computed) - costs_.recompute(tokens_in(num_lasting));
   }
 
  private:

@@ -3,19 +3,13 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
+#include <nvl/sched/preemption_costs.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 namespace nvl::inline NVL_ABI {
-
-/// What a preemption costs, in the time that it takes to compute one token of a prompt again: ratios that depend on the model, the
-/// device and its link to the host. nvl-preemption-bench measures them.
-struct PreemptionCosts {
-  double swap = 0;              // of a round trip of any length
-  double swap_per_block = 8;    // and for each block, each way
-  double attention_tokens = 0;  // [tokens] of a prompt whose attention takes as long as all the rest of it; 0 = attention is free
-};
 
 /// Read by TokenBudgetScheduler and its orders; PrefillFirstScheduler has no use for any of it.
 struct SchedulingOptions {
@@ -59,9 +53,14 @@ inline void validate(const SchedulingOptions& options) {
   NVL_EXPECTS(options.swap_in_steps >= options.swap_out_steps, "swap_in_steps", options.swap_in_steps,
               "at least swap_out_steps (" + std::to_string(options.swap_out_steps) + "): who comes back would leave at once");
   const PreemptionCosts& costs = options.preemption_costs;
-  NVL_EXPECTS(costs.swap >= 0, "preemption_costs.swap", costs.swap, "not negative");
-  NVL_EXPECTS(costs.swap_per_block >= 0, "preemption_costs.swap_per_block", costs.swap_per_block, "not negative");
-  NVL_EXPECTS(costs.attention_tokens >= 0, "preemption_costs.attention_tokens", costs.attention_tokens, "not negative");
+  const std::size_t num_points = costs.num_points();
+  NVL_EXPECTS(num_points >= 1, "points of preemption_costs", num_points, "at least 1");
+  for (std::size_t i = 0; i < num_points; ++i) {
+    const PreemptionCost& point = costs.points[i];
+    NVL_EXPECTS(i == 0 || point.tokens > costs.points[i - 1].tokens, "tokens of preemption_costs", point.tokens, "ascending");
+    NVL_EXPECTS(point.swap >= 0, "swap of preemption_costs", point.swap, "not negative");
+    NVL_EXPECTS(point.recompute >= 0, "recompute of preemption_costs", point.recompute, "not negative");
+  }
   positive("priority_aging_steps", options.priority_aging_steps);
   not_negative("prompt_token_cost", options.prompt_token_cost);
   positive("output_token_cost", options.output_token_cost);

@@ -79,9 +79,7 @@ SchedulingOptions random_scheduling(Below&& below) {
   options.max_long_partial_prefills = options.long_prefill_token_threshold > 0 ? below(3) : 0;
   options.swap_out_steps = below(4);
   options.swap_in_steps = options.swap_out_steps + below(12);
-  options.preemption_costs = {.swap = static_cast<double>(below(10)),
-                              .swap_per_block = static_cast<double>(below(3)),
-                              .attention_tokens = static_cast<double>(below(20))};
+  options.preemption_costs = PreemptionCosts::of(0.5 * below(4), below(20));
   options.priority_aging_steps = 1 + below(20);
   options.prompt_token_cost = below(3);
   options.output_token_cost = 1 + below(3);

@@ -11,6 +11,7 @@
 
 #include <support/expect_error.hpp>
 
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <span>
@@ -187,15 +188,15 @@ TEST_CASE("victims leave a step before their blocks are needed, and come back wh
 }
 
 TEST_CASE("the way with the lower cost is chosen", "[sched][host]") {
+  // Swap is cheaper up to 12 tokens and from 28 on.
   SchedulerOptions by_cost = options;
-  by_cost.scheduling.preemption_costs = {.swap = 6, .swap_per_block = 1.5, .attention_tokens = 0};
+  by_cost.scheduling.preemption_costs.points = {{{8, 4, 8}, {16, 20, 16}, {40, 44, 52}}};
   CostPreemption preemption(by_cost);
   PrefixCacheAllocator allocator({.num_blocks = 64, .block_size = 4, .num_host_blocks = 64});
-  // Tokens against 6 + 3 a block of 4 tokens: equal at 24.
-  for (const std::int32_t num_computed : {4, 12, 20, 23, 25, 28, 40}) {
+  for (const std::int32_t num_computed : {4, 8, 12, 16, 24, 32, 40, 60}) {
     INFO(num_computed);
     Sequence seq = running(allocator, num_computed + 1, 1000 * num_computed);
-    const bool is_cheaper = 6 + 3.0 * static_cast<double>(blocks_for(num_computed, 4)) < num_computed;
+    const bool is_cheaper = num_computed < 12 || num_computed > 28;
     CHECK(preemption.prefers_swap(seq, allocator) == is_cheaper);
     ScheduledBatch batch;
     CHECK(preemption.preempt(seq, allocator, batch) == !is_cheaper);
@@ -203,18 +204,31 @@ TEST_CASE("the way with the lower cost is chosen", "[sched][host]") {
     preemption.remove(seq);
     release_all_blocks(seq, allocator);
   }
-  SECTION("what others own too needs no way back") {
+  SECTION("what others own too is there when it comes back") {
     Sequence seq = running(allocator, 41), other = running(allocator, 41);
     CHECK_FALSE(preemption.prefers_swap(seq, allocator));  // nothing to recompute, ten blocks to copy out
     release_all_blocks(other, allocator);
     CHECK(preemption.prefers_swap(seq, allocator));
     release_all_blocks(seq, allocator);
   }
-  SECTION("attention makes long ones dearer") {
-    PreemptionCosts costs{.swap = 0, .swap_per_block = 4, .attention_tokens = 1000};
-    CHECK(recompute_cost(costs, 500) == 750);
-    CHECK(recompute_cost(costs, 1000) == 2000);
-    CHECK(swap_cost(costs, 10, 5) == 60);
+}
+
+TEST_CASE("costs lie on straight lines between the points, and go on past the last", "[sched][host]") {
+  PreemptionCosts costs;
+  costs.points = {{{10, 5, 20}, {20, 6, 60}, {40, 10, 70}}};
+  CHECK(costs.num_points() == 3);
+  CHECK(costs.swap(0) == 0);
+  CHECK(costs.swap(4) == 2);
+  CHECK(costs.swap(10) == 5);
+  CHECK(costs.recompute(15) == 40);
+  CHECK(costs.recompute(30) == 65);
+  CHECK(costs.swap(60) == 14);
+  const PreemptionCosts model = PreemptionCosts::of(1.5, 1000);
+  CHECK(model.num_points() == 16);
+  CHECK(std::abs(model.swap(5000) - 7500) < 1e-6);
+  for (const double n : {256.0, 1000.0, 5000.0, 20000.0}) {
+    INFO(n);
+    CHECK(std::abs(model.recompute(n) / (n + n * n / 1000) - 1) < 0.05);
   }
 }
 
@@ -226,7 +240,8 @@ TEST_CASE("thresholds and costs out of range are refused by name", "[sched][host
   };
   refused([](auto& s) { s.swap_out_steps = -1; }, {"swap_out_steps", "-1"});
   refused([](auto& s) { s.swap_in_steps = 0; }, {"swap_in_steps", "at least swap_out_steps (1)"});
-  refused([](auto& s) { s.preemption_costs.swap = -2; }, {"preemption_costs.swap", "-2"});
-  refused([](auto& s) { s.preemption_costs.swap_per_block = -3; }, {"preemption_costs.swap_per_block", "-3"});
-  refused([](auto& s) { s.preemption_costs.attention_tokens = -4; }, {"preemption_costs.attention_tokens", "-4"});
+  refused([](auto& s) { s.preemption_costs.points = {}; }, {"points of preemption_costs", "at least 1"});
+  refused([](auto& s) { s.preemption_costs.points[1].tokens = 64; }, {"tokens of preemption_costs", "64", "ascending"});
+  refused([](auto& s) { s.preemption_costs.points[2].swap = -3; }, {"swap of preemption_costs", "-3"});
+  refused([](auto& s) { s.preemption_costs.points[0].recompute = -4; }, {"recompute of preemption_costs", "-4"});
 }
