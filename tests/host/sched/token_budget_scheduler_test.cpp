@@ -3,6 +3,7 @@
 #include <nvl/core/error.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/testing/scheduler_harness.hpp>
 
@@ -186,6 +187,20 @@ TEST_CASE("in a mixed step the youngest is preempted, is next in line, and nobod
   CHECK(harness.violations().text() == "");
 }
 
+TEST_CASE("a step that preempts admits nobody, also if there would be room", "[sched][host]") {
+  testing::SchedulerHarness<TokenBudgetScheduler<FairShareOrder>, FreeListAllocator> harness(
+      {.max_num_seqs = 4, .max_num_batched_tokens = 32, .block_size = 4}, 6);
+  harness.submit(prompt(4, 1), 6);
+  harness.submit(prompt(4, 2), 6);
+  harness.submit(prompt(11, 3), 6);
+  CHECK(next(harness) == Plan{{0, 4}, {1, 4}, {2, 11}});
+  harness.submit(prompt(1, 4), 2, "", 0, 1, 1);  // of another user, who was served least
+  CHECK(next(harness) == Plan{{0, 1}, {1, 1}});
+  CHECK(preempted(harness) == std::vector<std::uint64_t>{2});
+  CHECK(harness.allocator().num_free() == 2);
+  CHECK(next(harness) == Plan{{0, 1}, {1, 1}, {3, 1}});
+}
+
 TEST_CASE("a prompt in parts loses its blocks before a decode that is older does", "[sched][host]") {
   Harness<FreeListAllocator> harness({.max_num_seqs = 4, .max_num_batched_tokens = 4, .block_size = 4}, 4);
   harness.submit(prompt(4, 1), 10);
@@ -220,13 +235,14 @@ TEST_CASE("a prompt that waits for blocks is tried again when more are free than
   harness.submit(prompt(7, 1), 3);
   CHECK(next(harness) == Plan{{0, 7}});
   harness.submit(prompt(6, 2), 7);
-  CHECK(next(harness) == Plan{{0, 1}, {1, 6}});
   harness.submit(prompt(8, 3), 2);
   const std::uint64_t queried = harness.allocator().stats().queried_tokens;
+  CHECK(next(harness) == Plan{{0, 1}, {1, 6}});
+  CHECK(harness.allocator().stats().queried_tokens == queried + 5 + 7);
   CHECK(next(harness) == Plan{{0, 1}, {1, 1}});  // 0 ends
-  CHECK(harness.allocator().stats().queried_tokens == queried + 7);
+  CHECK(harness.allocator().stats().queried_tokens == queried + 5 + 7);
   CHECK(next(harness) == Plan{{1, 1}, {2, 7}});
-  CHECK(harness.allocator().stats().queried_tokens == queried + 14);
+  CHECK(harness.allocator().stats().queried_tokens == queried + 5 + 14);
 }
 
 TEST_CASE("a mixed scheduler that was moved goes on with its sequences", "[sched][host]") {
