@@ -11,6 +11,7 @@
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/publish.hpp>
 #include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 
 #include <cstddef>
@@ -60,7 +61,7 @@ class Load {
  public:
   Load(const Case& c, std::uint64_t seed, std::int32_t num_steps)
       : random_(seed),
-        allocator_({.num_blocks = c.has_room ? 64'000u : 12'000u, .block_size = block_size}),
+        allocator_({.num_blocks = c.has_room ? 64'000u : 12'000u, .block_size = block_size, .num_host_blocks = 12'000}),
         scheduler_({.max_num_seqs = num_running, .max_num_batched_tokens = 4096, .block_size = block_size}),
         num_live_(num_running + c.num_waiting),
         refill_(c.num_waiting > 0),
@@ -80,8 +81,8 @@ class Load {
       warm_ = is_steady;
       if (is_steady) {
         us.push_back(end - start);
-        result.preempted += batch_.preempted.size();
-        result.admitted += scheduler_.num_running() + batch_.preempted.size() - running_before;
+        result.preempted += batch_.preempted.size() + batch_.swapped.size();
+        result.admitted += scheduler_.num_running() + batch_.preempted.size() + batch_.swapped.size() - running_before;
         ++i;
       }
       commit();
@@ -164,6 +165,7 @@ int bench(int argc, char** argv) {
   Json list = Json::array();
   measure<PrefillFirstScheduler>("PrefillFirstScheduler", num_steps, table, list);
   measure<TokenBudgetScheduler<>>("FcfsOrder", num_steps, table, list);
+  measure<TokenBudgetScheduler<FcfsOrder, SwapPreemption>>("FcfsOrder, SwapPreemption", num_steps, table, list);
   measure<TokenBudgetScheduler<PriorityOrder>>("PriorityOrder", num_steps, table, list);
   measure<TokenBudgetScheduler<ShortestWorkOrder>>("ShortestWorkOrder", num_steps, table, list);
   measure<TokenBudgetScheduler<FairShareOrder>>("FairShareOrder", num_steps, table, list);
