@@ -148,6 +148,8 @@ class Replay {
     round_.num_preemptions = after.num_preemptions - before.num_preemptions;
     const auto steps = static_cast<double>(std::max<std::uint64_t>(round_.num_steps, 1));
     round_.mean_batch = static_cast<double>(after.scheduled_seqs - before.scheduled_seqs) / steps;
+    const auto allocated = static_cast<double>(after.kv_slots_allocated - before.kv_slots_allocated);
+    round_.kv_waste = allocated > 0 ? 1 - static_cast<double>(after.kv_slots_used - before.kv_slots_used) / allocated : 0;
     round_.exposed_host_us = 1e6 * (after.exposed_host_seconds - before.exposed_host_seconds) / steps;
   }
 

@@ -49,6 +49,7 @@ struct Round {
   std::int64_t input_tokens = 0, output_tokens = 0, cached_tokens = 0;
   std::uint64_t num_steps = 0, num_preemptions = 0;
   double mean_batch = 0;                     // sequences of a step
+  double kv_waste = 0;                       // share of the allocated slots of the KV cache that hold no token
   double exposed_host_us = 0;                // a step: the device waited for the host
   std::vector<nvl::RequestTimings> timings;  // from the arrival, not from the submission, which may have to wait for a step
   std::vector<double> itl;                   // [seconds] between two tokens of one request

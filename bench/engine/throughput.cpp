@@ -104,6 +104,7 @@ Json to_json(const Round& round) {
           {"output_throughput", static_cast<double>(round.output_tokens) / round.elapsed},
           {"steps", round.num_steps},
           {"mean_batch", round.mean_batch},
+          {"kv_waste", round.kv_waste},
           {"exposed_host_us", round.exposed_host_us},
           {"cached_tokens", round.cached_tokens},
           {"preemptions", round.num_preemptions}};
@@ -188,6 +189,7 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
   json["total_token_throughput"] = total_tokens / round.elapsed;
   json["steps"] = round.num_steps;
   json["mean_batch"] = round.mean_batch;
+  json["kv_waste"] = round.kv_waste;
   json["exposed_host_us"] = round.exposed_host_us;
   json["preemptions"] = round.num_preemptions;
   json["cached_tokens"] = round.cached_tokens;
@@ -206,6 +208,7 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
                  {"prompt tokens in the prefix cache", std::to_string(round.cached_tokens)},
                  {"steps", std::to_string(round.num_steps)},
                  {"sequences in a step, mean", fixed(round.mean_batch, 1)},
+                 {"KV slots without a token [%]", fixed(100 * round.kv_waste, 2)},
                  {"preemptions", std::to_string(round.num_preemptions)},
                  {"exposed host time a step [us]", fixed(round.exposed_host_us, 2)}};
   if (is_known) {

@@ -1,4 +1,5 @@
 /// Engines over each prefix cache and its tiers: what is found costs nothing and changes no token.
+#include "support/ahead_ops.hpp"
 #include "support/tiny_model.hpp"
 
 #include <nvl/kv/free_list_allocator.hpp>
@@ -21,6 +22,9 @@ constexpr std::int64_t block_bytes = 3 * 2 * 16 * 2 * 16 * sizeof(float);  // la
 
 template <class Allocator>
 using CacheEngine = TinyEngine<TokenBudgetScheduler<>, Allocator>;
+/// One step ahead of the host: blocks are published, merged and given up while a launched step reads them.
+template <class Allocator>
+using AheadCacheEngine = Engine<TokenBudgetScheduler<>, Allocator, AheadAttention, SingleDevice>;
 
 EngineOptions options_of(std::int64_t num_blocks, std::int64_t num_host_blocks) {
   EngineOptions options = roomy_options();
@@ -55,8 +59,9 @@ std::vector<std::vector<TokenId>> talk(Engine& engine, int num_conversations, in
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("conversations say the same whatever a prefix cache holds and where", "[engine][host]", PrefixCacheAllocator,
-                   RadixCacheAllocator) {
+TEMPLATE_TEST_CASE("conversations say the same whatever a prefix cache holds and where", "[engine][host]",
+                   CacheEngine<PrefixCacheAllocator>, CacheEngine<RadixCacheAllocator>, AheadCacheEngine<PrefixCacheAllocator>,
+                   AheadCacheEngine<RadixCacheAllocator>) {
   const RandomWeights weights(tiny_config(), 3);
   CacheEngine<FreeListAllocator> plain(tiny_config(), weights, options_of(40, 0));
   const auto expected = talk(plain, 6, 4);
@@ -64,16 +69,16 @@ TEMPLATE_TEST_CASE("conversations say the same whatever a prefix cache holds and
   CHECK(plain.stats().kv_waste() > 0);
   CHECK(plain.stats().kv_waste() < 0.5);
 
-  CacheEngine<TestType> roomy(tiny_config(), weights, options_of(200, 0));
+  TestType roomy(tiny_config(), weights, options_of(200, 0));
   CHECK(talk(roomy, 6, 4) == expected);
   CHECK(roomy.stats().prefix_hit_rate() > 0.5);
   CHECK(roomy.stats().prefix_cache.hit_tokens > 0);
   CHECK(roomy.stats().computed_tokens < plain.stats().computed_tokens);
 
   // Too small for all conversations: what one says evicts another, and comes back from the host.
-  CacheEngine<TestType> small(tiny_config(), weights, options_of(24, 0));
+  TestType small(tiny_config(), weights, options_of(24, 0));
   CHECK(talk(small, 6, 4) == expected);
-  CacheEngine<TestType> tiered(tiny_config(), weights, options_of(24, 100));
+  TestType tiered(tiny_config(), weights, options_of(24, 100));
   CHECK(talk(tiered, 6, 4) == expected);
   CHECK(tiered.stats().prefix_cache.host_hit_tokens > 0);
   CHECK(tiered.stats().computed_tokens < small.stats().computed_tokens);
