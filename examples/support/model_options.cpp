@@ -7,7 +7,7 @@ namespace nvl_examples {
 void PolicyOptions::add_to(OptionParser& parser) {
   parser.option("--scheduler", scheduler, "NAME",
                 "prefill-first: a step computes prompts or single tokens; token-budget: both, prompts in chunks. "
-                "Default: prefill-first.");
+                "Default: token-budget.");
   parser.option(
       "--preemption", preemption, "NAME",
       "How a sequence makes room, with token-budget: recompute, swap to host memory (--swap-space), or cost: the cheaper one. "

@@ -18,7 +18,7 @@ namespace nvl_examples {
 
 /// Who decides what runs next and what is remembered. Names: support/policies.hpp.
 struct PolicyOptions {
-  std::string scheduler = "prefill-first";
+  std::string scheduler = "token-budget";
   std::string preemption = "recompute";
   std::string prefix_cache = "hash";
 

@@ -3,11 +3,11 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
-#include <nvl/sched/prefill_first_scheduler.hpp>
+#include <nvl/sched/token_budget_scheduler.hpp>
 
 namespace nvl::inline NVL_ABI {
 
-using DefaultScheduler = PrefillFirstScheduler;
+using DefaultScheduler = TokenBudgetScheduler<>;
 using DefaultAllocator = PrefixCacheAllocator;
 
 }  // namespace nvl::inline NVL_ABI
