@@ -44,7 +44,7 @@ namespace nvl::inline NVL_ABI {
 /// release a block table as it is and children go before parents. While a sequence holds every block before the one it
 /// publishes, a prefix in the table always has its parent there.
 ///
-/// Memory is fixed at construction: about 80 bytes and block_size tokens a block of either tier. Nothing but `match`,
+/// Memory is fixed at construction: about 70 bytes and block_size tokens a block of either tier. Nothing but `match`,
 /// `match_host` and `take_demotions` can throw, and they throw before they change anything.
 template <BlockHash Hash = Xxh3BlockHash>
 class BasicPrefixCacheAllocator {

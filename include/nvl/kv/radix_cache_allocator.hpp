@@ -54,7 +54,7 @@ struct Retention {
 /// Host tier, if BlockPoolShape::num_host_blocks > 0: a node that loses its last owner gets a copy in a host block beside one of
 /// the next steps, and stays in the tree as long as it has a block on either side.
 ///
-/// Memory is fixed at construction: about 190 bytes and block_size tokens a block of either tier. Nothing but `match`,
+/// Memory is fixed at construction: about 220 bytes and block_size tokens a block of either tier. Nothing but `match`,
 /// `match_host` and `take_demotions` can throw, and they throw before they change anything.
 template <BlockHash Hash = Xxh3BlockHash>
 class BasicRadixCacheAllocator {

@@ -3,6 +3,7 @@
 #include <nvl/kv/radix_cache_allocator.hpp>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -82,11 +83,15 @@ TEST_CASE("of two branches the one released first goes first, and what they shar
   store(cache, {1, 2, 3}, 3);
   store(cache, {1, 4, 5}, 3);
   CHECK(cache.num_idle() == 5);
+  const bool is_used_again = GENERATE(false, true);
+  const Tokens first = is_used_again ? Tokens{1, 4, 5} : Tokens{1, 2, 3},
+               last = is_used_again ? Tokens{1, 2, 3} : Tokens{1, 4, 5};
+  if (is_used_again) { cache.release(match(cache, last)); }
   const Table taken = allocate(cache, 2);
-  CHECK(found(cache, {1, 2, 3}) == 1);
-  CHECK(found(cache, {1, 4, 5}) == 3);
+  CHECK(found(cache, first) == 1);
+  CHECK(found(cache, last) == 3);
   const Table more = allocate(cache, 2);
-  CHECK(found(cache, {1, 4, 5}) == 1);
+  CHECK(found(cache, last) == 1);
 }
 
 TEST_CASE("a prefix whose continuations are in use is evicted only if no leaf is left", "[kv][host]") {
