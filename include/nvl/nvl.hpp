@@ -15,11 +15,13 @@
 #include <nvl/model/random_weights.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/sched/cost_preemption.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/priority_order.hpp>
 #include <nvl/sched/scheduler_policy.hpp>
 #include <nvl/sched/shortest_work_order.hpp>
+#include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
 #include <nvl/version.hpp>

@@ -27,7 +27,7 @@ class CostPreemption {
         costs_(options.scheduling.preemption_costs),
         block_size_(options.block_size) {}
 
-  template <TieredAllocator A>
+  template <BlockAllocator A>
   void begin_step(A& allocator, ScheduledBatch& batch) noexcept {
     swap_.begin_step(allocator, batch);
   }

@@ -44,7 +44,7 @@ class SwapPreemption {
     arriving_.reserve(most);
   }
 
-  template <TieredAllocator A>
+  template <BlockAllocator A>
   void begin_step(A& allocator, ScheduledBatch&) noexcept {
     for (Sequence* seq : leaving_) {
       const std::int32_t num_computed = seq->num_computed;

@@ -12,6 +12,8 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -167,6 +169,49 @@ TEMPLATE_TEST_CASE("an abort at any step, in whatever state, frees what the requ
     check_nothing_left(engine);
   }
   CHECK(num_swaps > 10);
+}
+
+namespace {
+
+/// Ops that move no blocks, and an allocator that has none to move to.
+struct StayingOps : CpuOps<float> {
+  using CpuOps<float>::CpuOps;
+  void transfer_blocks(const BlockTransfers<float>&) = delete;
+  void qk_norm_rope_store(const QkNormRopeStore<StayingOps>&) {}
+};
+struct StayingAttention : CpuPagedAttention<float> {
+  using Ops = StayingOps;
+  StayingAttention(const AttentionShape& shape, StayingOps& ops) : CpuPagedAttention<float>(shape, ops) {}
+};
+static_assert(DeviceOps<StayingOps> && !TransferringOps<StayingOps>);
+
+class OneTierAllocator {
+ public:
+  explicit OneTierAllocator(const BlockPoolShape& shape) : blocks_(shape) {}
+  bool try_allocate(std::span<BlockId> out) noexcept { return blocks_.try_allocate(out); }
+  void release(std::span<const BlockId> ids) noexcept { blocks_.release(ids); }
+  std::uint32_t num_free() const noexcept { return blocks_.num_free(); }
+  std::uint32_t num_blocks() const noexcept { return blocks_.num_blocks(); }
+
+ private:
+  FreeListAllocator blocks_;
+};
+
+}  // namespace
+
+TEST_CASE("swap space is refused beside ops that move no blocks and allocators without host blocks", "[engine][host]") {
+  EngineOptions options = roomy_options();
+  options.swap_space_bytes = 4 * block_bytes;
+  using Staying = Engine<PrefillFirstScheduler, FreeListAllocator, StayingAttention, SingleDevice>;
+  using OneTier = TinyEngine<PrefillFirstScheduler, OneTierAllocator>;
+  expect_error<InvalidArgument>([&] { Staying engine(tiny_config(), weights(), options); },
+                                {"swap_space_bytes", "49152", "TransferringOps"});
+  expect_error<InvalidArgument>([&] { OneTier engine(tiny_config(), weights(), options); },
+                                {"swap_space_bytes", "49152", "TieredAllocator"});
+  options.swap_space_bytes = 0;
+  Staying staying(tiny_config(), weights(), options);
+  OneTier one_tier(tiny_config(), weights(), options);
+  CHECK(one_tier.stats().num_host_blocks == 0);
 }
 
 TEST_CASE("swap space that cannot be used is refused with the reason", "[engine][host]") {
