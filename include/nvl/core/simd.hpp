@@ -189,9 +189,10 @@ NVL_ALWAYS_INLINE f32x16 select_range(int begin, int end, const f32x16& a, const
 /// Pairs of lanes at distance 8, then 4, 2, 1: the one order of every horizontal sum.
 NVL_ALWAYS_INLINE float sum(const f32x16& v) noexcept {
 #if defined(__AVX512F__)
-  const __m512 whole = (__m512)v.part[0];
-  const __m256 low = _mm512_castps512_ps256(whole);
-  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1));
+  // With a mask of all, which costs nothing: without one g++ 12 warns of what its own header leaves uninitialised.
+  const __m512d whole = (__m512d)v.part[0];
+  const __m256 low = _mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(static_cast<__mmask8>(-1), whole, 0));
+  const __m256 high = _mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(static_cast<__mmask8>(-1), whole, 1));
   const __m256 eight = _mm256_add_ps(low, high);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
