@@ -221,6 +221,23 @@ TEST_CASE("two engines give what one gives, bit for bit", "[engine][host]") {
   }
 }
 
+TEST_CASE("prompts longer than a sliding window are handed over whole", "[engine][host]") {
+  ModelConfig config = tiny_config();
+  config.sliding_window = 20;
+  const RandomWeights windowed(config, 42);
+  std::vector<Request> requests;
+  for (int i = 0; i < 8; ++i) { requests.push_back(greedy_request(tiny_prompt(i % 3, 15 + 20 * i), 40)); }
+  DisaggregatedOptions options = roomy_pair();
+  options.prefill.max_num_batched_tokens = 40;
+  options.decode.num_blocks = 20;
+  const WithTransferFaults faults({.delay = 1});
+  TinyEngine<> one(config, windowed, roomy_options());
+  Pair pair(config, windowed, options);
+  check_equal(pair.generate(requests), one.generate(requests));
+  run_to_end(pair);
+  check_nothing_is_left(pair);
+}
+
 TEST_CASE("four prompts go through two blocks", "[engine][host]") {
   std::vector<Request> requests;
   for (int i = 0; i < 4; ++i) { requests.push_back(greedy_request(tiny_prompt(i, 10 + i), 20)); }  // two blocks at their end
