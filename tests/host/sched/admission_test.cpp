@@ -1,5 +1,6 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
+#include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/sched/admission.hpp>
 #include <nvl/sched/publish.hpp>
 
@@ -371,4 +372,78 @@ TEST_CASE("a fork shares only what its parent has not left behind", "[sched][hos
   release_blocks(parent, allocator);
   release_blocks(child, allocator);
   CHECK(allocator.num_free() == 10);
+}
+
+TEST_CASE("the block whose head is copied stays what it is until the plan is made", "[sched][host]") {
+  auto allocator = pool<RadixCacheAllocator>(3);
+  Sequence first = sequence(8);
+  first.prefix_root = allocator.root("");
+  REQUIRE(try_admit(first, allocator, block_size));
+  first.num_computed = 8;
+  publish_full_blocks(first, allocator, block_size);
+  const BlockId second_block = first.block_table[1];
+  release_blocks(first, allocator);
+
+  Sequence seq = sequence(8);
+  seq.tokens[6] = 99;  // in the second block
+  seq.prefix_root = allocator.root("");
+  ScheduledBatch batch;
+  REQUIRE(try_admit(seq, allocator, block_size));
+  extend_hit(seq, allocator, block_size, batch);
+  CHECK(seq.status == SeqStatus::running);
+  CHECK(seq.num_cached == 6);
+  CHECK(seq.num_computed == 6);
+  REQUIRE(batch.copies.size() == 1);
+  CHECK(batch.copies[0].from == second_block);
+  CHECK(batch.copies[0].to == seq.block_table[1]);
+  CHECK(allocator.num_owners(second_block) == 1);  // nobody else gets it in this step
+  CHECK(allocator.num_free() == 0);
+  finish_plan(allocator, batch, 4);
+  CHECK(allocator.num_free() == 1);
+  CHECK(batch.held.empty());
+}
+
+TEMPLATE_TEST_CASE("a prefix that only the host holds is read back beside the step", "[sched][host]", PrefixCacheAllocator,
+                   RadixCacheAllocator) {
+  TestType allocator({.num_blocks = 4, .block_size = block_size, .num_host_blocks = 4});
+  Sequence first = sequence(12);
+  first.prefix_root = allocator.root("");
+  REQUIRE(try_admit(first, allocator, block_size));
+  first.num_computed = 12;
+  publish_full_blocks(first, allocator, block_size);
+  release_blocks(first, allocator);
+  ScheduledBatch batch;
+  finish_plan(allocator, batch, 4);
+  CHECK(batch.swap_out.empty());  // not for its own sake
+  batch.num_tokens = 1;
+  batch.seqs.push_back({.seq = &first, .first_position = 0, .num_tokens = 1});
+  finish_plan(allocator, batch, 2);
+  CHECK(batch.swap_out.size() == 2);
+  finish_plan(allocator, batch, 2);
+  CHECK(batch.swap_out.size() == 3);
+  std::vector<BlockId> all(4);
+  REQUIRE(allocator.try_allocate(all));  // the device loses it
+  allocator.release(all);
+
+  batch.clear();
+  Sequence seq = sequence(14);
+  seq.prefix_root = allocator.root("");
+  REQUIRE(try_admit(seq, allocator, block_size));
+  CHECK(seq.num_computed == 0);
+  extend_hit(seq, allocator, block_size, batch);
+  CHECK(seq.status == SeqStatus::loading);
+  CHECK(seq.num_cached == 12);
+  CHECK(seq.num_computed == 12);
+  CHECK(seq.num_published == 0);
+  CHECK(seq.host_table.empty());
+  REQUIRE(batch.swap_in.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) { CHECK(batch.swap_in[i].device == seq.block_table[i]); }
+  CHECK(allocator.num_free_host() == 1);  // three are about to be read
+  finish_plan(allocator, batch, 4);
+  CHECK(allocator.num_free_host() == 4);
+
+  SECTION("and what comes in for one that is preempted at once does not") {
+    preempt_by_recompute(seq, allocator, batch);
+    CHECK(batch.swap_in.empty());
+  }
 }
