@@ -313,7 +313,7 @@ int SimCommand::run(const std::vector<std::string>& command) {
   for (std::size_t i = 0; i < all.size(); ++i) {
     bar.update(static_cast<double>(i) / static_cast<double>(all.size()));
     SimCase c = all[i];
-    c.load.num_prompts = num_prompts.value_or(c.trace == "nano-vllm" ? 256 : 1000);
+    c.load.num_prompts = c.trace == "nano-vllm" ? 256 : num_prompts.value_or(1000);
     c.load.lengths = {input_len, output_len};
     c.load.range_ratio = range_ratio;
     c.load.think_time = think_time;

@@ -546,7 +546,9 @@ class Bench(ProgramTest):
 
     def test_bad_loads_are_refused(self):
         tiny = ("throughput", "--random-weights", "tiny")
-        self.fails(*tiny, "--dataset", "sharegpt", says=["--dataset is \"sharegpt\"", "nano-vllm or random"])
+        self.fails(*tiny, "--dataset", "novels", says=["--dataset is \"novels\"", "nano-vllm, random"])
+        self.fails(*tiny, "--request-rate", 0, says="--request-rate")
+        self.fails(*tiny, "--think-time", -1, says="--think-time")
         self.fails(*tiny, "--dataset", "nano-vllm", "--input-len", 5, says="--dataset nano-vllm fixes its lengths")
         self.fails("throughput", "-m", self.tiny / "qwen3", "--dataset", "nano-vllm", says=["ids up to 10000", "--dataset random"])
         for option, value in [("--num-runs", 0), ("--num-warmups", -1), ("--verify", -1), ("--verify-input-len", 0),
@@ -568,6 +570,60 @@ class Bench(ProgramTest):
         self.fails("throughput", *tiny, "--input-len", 40, "--output-len", 40, "--random-range-ratio", 0.5, "--num-blocks", 5,
                    says="KV blocks")
         self.fails("latency", *tiny, "--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
+
+
+class Sim(ProgramTest):
+    def report(self, *words):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "sim.json"
+            out = self.ok(*words, "--output-json", file)
+            return out, json.loads(file.read_text())
+
+    def test_a_simulation_is_repeatable_and_conserves_tokens(self):
+        words = ("--trace", "nano-vllm,chat", "--num-prompts", 40, "--request-rate", 20, "--scheduler", "prefill-first,token-budget",
+                 "--prefix-cache", "hash,none")
+        out, first = self.report(*words)
+        self.assertEqual(self.report(*words)[1]["simulations"], first["simulations"])
+        self.assertEqual(first["varied"], ["trace", "scheduler", "cache"])
+        self.assertEqual(len(first["simulations"]), 8)
+        self.assertEqual(out.count("| nano-vllm"), 4)
+        for simulation in first["simulations"]:
+            self.assertEqual((simulation["live_blocks"], simulation["failed"]), (0, 0))
+            if simulation["trace"] == "nano-vllm":
+                self.assertEqual((simulation["completed"], simulation["total_input"], simulation["total_output"]),
+                                 (256, 142827, 133966))
+            else:
+                self.assertEqual(simulation["prefix_hit_rate"] > 0, simulation["prefix_cache"] == "hash")
+
+    def test_the_headline_benchmark_is_predicted(self):
+        _, report = self.report("--trace", "nano-vllm")
+        (simulation,) = report["simulations"]
+        self.assertAlmostEqual(simulation["output_throughput"] / 28200, 1, delta=0.02)  # measured on an H200
+        self.assertLess(simulation["kv_wasted"], 0.01)
+
+    def test_a_cost_model_comes_from_a_log_and_goes_back_in(self):
+        head = "run,start_s,us,seqs,tokens,samples,decodes,decode_kv_tokens,prefill_kv_tokens,prefill_pairs,copies,transfers,waiting,running"
+        with tempfile.TemporaryDirectory() as folder:
+            log, cost = pathlib.Path(folder) / "steps.csv", pathlib.Path(folder) / "cost.json"
+            rows = [f"1,{i * 2e-3},2000,{n},{n},{n},{n},{n * 300},0,0,0,0,0,{n}" for i, n in enumerate(range(1, 60))]
+            log.write_text("\n".join(["# model qwen3-0.6b", head, *rows]) + "\n")
+            self.assertIn("decodes only", self.ok("--fit", log, "--fit-output", cost))
+            _, slow = self.report("--cost", cost, "--num-prompts", 20)
+            _, fast = self.report("--num-prompts", 20)
+            self.assertGreater(slow["simulations"][0]["p50_tpot_ms"], 1.2 * fast["simulations"][0]["p50_tpot_ms"])
+            log.write_text("no log\n")
+            self.fails("--fit", log, says="steps.csv")
+            cost.write_text("{}")
+            self.fails("--cost", cost, says="weight_bytes_per_s")
+
+    def test_wrong_options_are_one_line_and_status_1(self):
+        self.fails("--trace", "novels", says=["novels", "nano-vllm, random"])
+        self.fails("--scheduler", "magic", says=["magic", "prefill-first, token-budget"])
+        self.fails("--scheduler", "token-budget", "--order", "longest-prefix", "--prefix-cache", "none", says="do not go with")
+        self.fails("--order", "priority", says="goes with")
+        self.fails("--model", "huge", says="qwen3-0.6b")
+        self.fails("--block-size", "a,16", says="--block-size")
+        self.fails("--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
 
 
 class Plan(ProgramTest):
@@ -663,7 +719,7 @@ def main():
     parser.add_argument("--program", required=True)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="tests/data")
     parser.add_argument("--fetched", required=True, type=pathlib.Path, help="where downloaded models are")
-    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "async", "bench", "plan"])
+    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "async", "bench", "plan", "sim"])
     ARGS, rest = parser.parse_known_args()
     ARGS.program = str(pathlib.Path(ARGS.program).resolve())
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(globals()[ARGS.suite.capitalize()])
