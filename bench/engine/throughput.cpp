@@ -173,7 +173,7 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
     json["output_len"] = output_len.value_or(128);
     json["random_range_ratio"] = range_ratio.value_or(0);
   }
-  json["temperature"] = load.temperature;
+  json["temperature"] = temperature.value_or(load.name == "nano-vllm" ? 0.6 : 0.0);
   json["request_rate"] = request_rate ? Json(*request_rate) : Json("inf");
   json["fresh_ids"] = !is_replayed;
   json["num_runs"] = num_runs;
