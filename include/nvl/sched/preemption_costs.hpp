@@ -23,16 +23,20 @@ struct PreemptionCost {
 struct PreemptionCosts {
   /// Tokens ascend; points that are not used have 0 tokens and stand at the end. As it stands: [ms] that Qwen3-0.6B in bf16 on an
   /// H200 loses beside 64 sequences that decode (nvl-preemption-bench, which measures any model and device).
-  std::array<PreemptionCost, 16> points{{{64, 0.182, 0.458},
-                                         {128, 0.218, 0.635},
-                                         {256, 0.452, 0.891},
-                                         {512, 1.088, 1.385},
-                                         {1024, 1.435, 1.842},
-                                         {2048, 4.968, 4.350},
-                                         {4096, 13.812, 10.202},
-                                         {8192, 31.186, 25.330},
-                                         {16384, 65.853, 79.037},
-                                         {32768, 138.320, 269.088}}};
+  std::array<PreemptionCost, 16> points{{{64, 0.135, 0.507},
+                                         {128, 0.313, 0.684},
+                                         {256, 0.556, 0.966},
+                                         {512, 1.161, 1.432},
+                                         {1024, 1.937, 2.100},
+                                         {1536, 3.302, 3.459},
+                                         {2048, 5.478, 4.633},
+                                         {3072, 9.835, 7.489},
+                                         {4096, 14.181, 10.509},
+                                         {8192, 31.701, 26.078},
+                                         {10240, 40.274, 37.216},
+                                         {12288, 48.936, 51.516},
+                                         {16384, 66.528, 79.864},
+                                         {32768, 138.796, 267.309}}};
 
   constexpr double swap(double tokens) const noexcept { return at(&PreemptionCost::swap, tokens); }
   constexpr double recompute(double tokens) const noexcept { return at(&PreemptionCost::recompute, tokens); }
