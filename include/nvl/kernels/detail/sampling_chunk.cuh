@@ -22,7 +22,7 @@ inline constexpr float lowest_logit = -3.402823466e38f;   // the least finite fl
 inline constexpr std::uint32_t no_key = 0x007fffffu;      // logit_key(-infinity)
 inline constexpr std::uint32_t lowest_key = 0x00800000u;  // logit_key(lowest_logit)
 inline constexpr std::uint32_t all_lanes = 0xffffffffu;
-inline constexpr int max_chunks_per_lane = 9;   // of the warp that finishes a row
+inline constexpr int max_chunks_per_lane = 9;  // of the warp that finishes a row
 
 NVL_HOST_DEVICE constexpr int num_chunks(int vocab) { return (vocab + chunk_logits - 1) / chunk_logits; }
 
