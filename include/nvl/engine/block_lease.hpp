@@ -36,9 +36,9 @@ class BlockLease {
   std::span<const BlockId> blocks() const noexcept { return blocks_; }
 
   void reset() noexcept {
-    if (blocks_.empty()) { return; }
+    if (allocator_ == nullptr) { return; }
     *num_leased_ -= static_cast<std::uint32_t>(blocks_.size());
-    allocator_->release(blocks_);
+    std::exchange(allocator_, nullptr)->release(blocks_);
     blocks_.clear();
   }
 
