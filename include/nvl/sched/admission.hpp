@@ -214,7 +214,7 @@ void extend_hit(Sequence& seq, A& allocator, std::int32_t block_size, ScheduledB
       const std::size_t longest =
           std::min(rest.size() / size,
                    allocator.num_host_blocks() - std::min<std::size_t>(allocator.num_host_blocks(), batch.swap_in.size()));
-      if (allocator.num_host_blocks() > 0 && longest > 0 && detail::has_memory_for([&] {
+      if (allocator.num_host_blocks() > 0 && longest > 0 && batch.may_swap_in() && detail::has_memory_for([&] {
             seq.host_table.reserve(longest);
             batch.swap_in.reserve(batch.swap_in.size() + longest);
           })) {

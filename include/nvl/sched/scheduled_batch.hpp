@@ -30,6 +30,9 @@ struct ScheduledBatch {
 
   /// Nothing for a device to do.
   bool empty() const noexcept { return seqs.empty() && copies.empty() && swap_out.empty() && swap_in.empty(); }
+  /// False if the plan may have freed a block that one of its copies reads: transfers do not wait for copies, so nothing may come
+  /// in from the host over it.
+  bool may_swap_in() const noexcept { return copies.empty() || preempted.empty(); }
   void clear() noexcept {
     seqs.clear();
     preempted.clear();

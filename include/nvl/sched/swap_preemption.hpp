@@ -98,7 +98,7 @@ class SwapPreemption {
   template <TieredAllocator A>
   bool try_resume(Sequence& seq, A& allocator, ScheduledBatch& batch, std::uint32_t reserve) noexcept {
     const bool is_leaving = !seq.block_table.empty();
-    if (is_leaving || arriving_.size() == arriving_.capacity()) { return false; }
+    if (is_leaving || !batch.may_swap_in() || arriving_.size() == arriving_.capacity()) { return false; }
     PrefixId prefix = seq.prefix_root;
     const bool has_memory = detail::has_memory_for([&] {
       seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size_));

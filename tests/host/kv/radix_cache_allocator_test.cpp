@@ -223,16 +223,16 @@ TEST_CASE("a heap of indices gives the first of those in it, whichever leave", "
   constexpr std::uint32_t count = 40;
   std::mt19937 random(4);
   std::vector<std::uint32_t> keys(count);
-  for (std::uint32_t& key : keys) { key = random() % 20; }
+  for (std::uint32_t& key : keys) { key = static_cast<std::uint32_t>(random() % 20); }
   const auto before = [&](std::uint32_t a, std::uint32_t b) { return std::pair(keys[a], a) < std::pair(keys[b], b); };
   IndexHeap heap(count);
   std::vector<std::uint32_t> inside;
   for (int i = 0; i < 5000; ++i) {
-    const std::uint32_t index = random() % count;
+    const auto index = static_cast<std::uint32_t>(random() % count);
     if (heap.contains(index)) {
       heap.remove(index, before);
       std::erase(inside, index);
-      keys[index] = random() % 20;
+      keys[index] = static_cast<std::uint32_t>(random() % 20);
     } else {
       heap.push(index, before);
       inside.push_back(index);
