@@ -149,7 +149,7 @@ TEST_CASE("logits of a prompt may be asked for while a step is in flight", "[eng
   CHECK(tokens == expected);
 }
 
-// Not run by default: `host_engine "[benchmark]"`.
+// Not run by default: `host_threads "[benchmark]"`.
 TEST_CASE("what running ahead gains on the CPU", "[.][benchmark]") {
   ModelConfig config = tiny_config();  // of the shape of SmolLM2-135M
   config.vocab_size = 49152;
