@@ -137,7 +137,7 @@ TEST_CASE("two sequences that compute the same content end up with one block", "
   }
 }
 
-TEST_CASE("a block that is published with other content is found by the new one only", "[kv][host]") {
+TEST_CASE("in the tree a block that is published with other content is found by the new one only", "[kv][host]") {
   RadixCacheAllocator cache({.num_blocks = 2, .block_size = 1});
   Table a = allocate(cache, 1);
   const PrefixId first = publish(cache, {5}, a);
