@@ -46,8 +46,8 @@ std::string live(const Scarcity& scarcity, const std::vector<Act>& acts) {
   options.decode = sim_options(scarcity.decode_blocks);
   options.decode.max_num_seqs = scarcity.decode_seqs;
   options.max_waiting_prompts = scarcity.max_waiting;
+  Ledger ledger;  // outlives the engines, whose end calls back
   Pair pair(sim_config(), sim_weights(), options);
-  Ledger ledger;
   int num_submitted = 0;
   for (const Act& act : acts) {
     if (act.kind < 6) {
@@ -55,6 +55,8 @@ std::string live(const Scarcity& scarcity, const std::vector<Act>& acts) {
     } else if (act.kind < 8) {
       std::mt19937 random(act.what);
       Request request = random_request(random);
+      request.sampling.n = 1;  // more are refused
+      request.sampling.best_of = 0;
       const RequestId id = pair.submit(request, ledger.callbacks());
       ledger.open.emplace(id, std::move(request));
       ++num_submitted;
