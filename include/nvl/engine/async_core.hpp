@@ -89,7 +89,7 @@ class AsyncCore {
 
   // Any thread
 
-  Submission submit(Request request, RequestCallbacks callbacks) {
+  Submission submit(Request request, RequestCallbacks&& callbacks) {
     engine_->validate(request);
     auto ticket = std::make_unique<Ticket>();
     ticket->num_tokens = static_cast<std::int64_t>(request.prompt_ids.size());

@@ -75,7 +75,7 @@ class AsyncEngine {
   /// Aborts what is left, each with its on_finish, and ends the thread. Always returns: a step that has not come back after
   /// AsyncOptions::stop_timeout is left behind with the engine, its requests end with FinishReason::error here, and no callback
   /// runs any more. Called from a callback it does not wait: the thread ends by itself when the callback returns.
-  ~AsyncEngine() {
+  ~AsyncEngine() {  // NOLINT(bugprone-exception-escape): join and detach throw for threads that are not there
     if (core_->is_on_thread()) {
       core_->stop();
       thread_.detach();

@@ -97,7 +97,7 @@ class TokenStream {
       : buffer_(std::move(buffer)),
         abort_(std::move(abort)) {}
   TokenStream(TokenStream&&) = default;
-  TokenStream& operator=(TokenStream&& other) {
+  TokenStream& operator=(TokenStream&& other) {  // NOLINT(performance-noexcept-move-constructor): an abort may throw
     if (this != &other) {
       cancel();
       buffer_ = std::move(other.buffer_);

@@ -15,7 +15,7 @@ class AnyWeightSource {
  public:
   template <WeightSource Source>
     requires(!std::same_as<Source, AnyWeightSource>)
-  AnyWeightSource(const Source& source) noexcept  // implicit: see above
+  AnyWeightSource(const Source& source) noexcept  // NOLINT(google-explicit-constructor): see above
       : source_(&source),
         find_([](const void* object, std::string_view name) -> const HostTensor* {
           return static_cast<const Source*>(object)->find(name);

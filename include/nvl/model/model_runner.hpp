@@ -240,7 +240,8 @@ class ModelRunner {
       total += ceil_div(elements, alignment) * alignment;
       return offset;
     };
-    constexpr std::int64_t residual_elements = sizeof(Residual<Ops>) / sizeof(Element);  // that one of the residual takes
+    // that one of the residual takes. NOLINTNEXTLINE(bugprone-sizeof-expression): types of numbers, here the same one
+    constexpr std::int64_t residual_elements = sizeof(Residual<Ops>) / sizeof(Element);
     const std::int64_t residual = reserve(tokens * config_.hidden_size * residual_elements);
     const std::int64_t hidden = reserve(tokens * config_.hidden_size);
     const std::int64_t qkv = reserve(tokens * (q_size + 2 * kv_size));

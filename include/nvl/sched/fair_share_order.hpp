@@ -87,7 +87,7 @@ class FairShareOrder {
     forget_idle_users();
   }
 
-  void served(Ticket& ticket, std::int32_t first, std::int32_t count) noexcept {
+  void served(Ticket& ticket, std::int32_t first, std::int32_t count) const noexcept {
     const std::int32_t end = first + count;
     const std::int32_t from = std::max(first, ticket.num_charged);
     if (from >= end) { return; }

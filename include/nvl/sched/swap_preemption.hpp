@@ -104,7 +104,8 @@ class SwapPreemption {
       seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size_));
       reserve_more(batch.swap_in, seq.host_table.size());
       if constexpr (PrefixCachingAllocator<A>) {
-        const auto num_full = static_cast<std::size_t>(full_blocks(seq.num_computed, block_size_) * block_size_);
+        const auto num_full =
+            static_cast<std::size_t>(full_blocks(seq.num_computed, block_size_)) * static_cast<std::size_t>(block_size_);
         prefix = allocator.match(prefix, std::span<const TokenId>(seq.tokens).first(num_full), seq.block_table);
       }
     });
