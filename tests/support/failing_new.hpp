@@ -51,5 +51,15 @@ class NoFailures {
   if (void* const memory = std::malloc(size > 0 ? size : 1)) { return memory; }
   throw std::bad_alloc();
 }
+// Sorting asks in this way; without one of its own it would come from another heap than delete gives to.
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  using nvl_test::allocations_left;
+  if (allocations_left == 0) {
+    if (nvl_test::fails_once) { allocations_left = -1; }
+    return nullptr;
+  }
+  if (allocations_left > 0) { --allocations_left; }
+  return std::malloc(size > 0 ? size : 1);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
