@@ -2,6 +2,7 @@
 
 #include "bench/sim/fit.hpp"
 #include "bench/support/presets.hpp"
+#include "support/model_options.hpp"
 #include "support/progress.hpp"
 
 #include <algorithm>
@@ -163,7 +164,7 @@ void SimCommand::add_to(nvl_examples::OptionParser& parser) {
   parser.option("--think-time", think_time, "S", "chat, agents: mean seconds from an answer to the next turn. Default: 0.");
   parser.option("-s,--seed", seed, "N", "Of all that is random. Default: 0.");
   parser.group("Policies (lists, too)");
-  parser.option("--scheduler", schedulers, "LIST", "Of " + list("scheduler") + ". Default: prefill-first.");
+  parser.option("--scheduler", schedulers, "LIST", "Of " + list("scheduler") + ". Default: token-budget.");
   parser.option("--order", orders, "LIST", "token-budget: of " + list("order") + ". Default: fcfs.");
   parser.option("--preemption", preemptions, "LIST", "token-budget: of " + list("preemption") + ". Default: recompute.");
   parser.option("--prefix-cache", caches, "LIST", "Of " + list("cache") + ". Default: hash.");
@@ -178,7 +179,7 @@ void SimCommand::add_to(nvl_examples::OptionParser& parser) {
   parser.option("--model", model, "SHAPE", "Of " + preset_list() + ". Default: qwen3-0.6b.");
   parser.option("--kv-tokens", kv_tokens, "N",
                 "Slots of the KV cache. Default: what 92 % of an H200's 141 GB hold beside the weights.");
-  parser.option("--kv-offloading-size", swap_space, "BYTES", "Host memory for swapped blocks. Default: 0.");
+  parser.option("--swap-space", swap_space, "GIB", "Host memory for swapped blocks. Default: 0.");
   parser.option("--cost", cost_file, "FILE", "The cost model, as --fit writes it. Default: that of an H200.");
   parser.flag("--no-run-ahead", no_run_ahead, "The host plans a step when the one before has ended.");
   parser.group("Output");
@@ -283,7 +284,7 @@ nvl::BlockPoolShape SimCommand::pool(const nvl::ModelConfig& config, const StepC
     weights += bytes;
   }
   const double slots = kv_tokens ? static_cast<double>(*kv_tokens) : (budget - others - weights) / cost.kv_token_bytes();
-  const double host = static_cast<double>(swap_space.value) / cost.kv_token_bytes();
+  const double host = static_cast<double>(nvl_examples::swap_space_bytes(swap_space)) / cost.kv_token_bytes();
   return {.num_blocks = static_cast<std::uint32_t>(slots / block_size),
           .block_size = static_cast<std::uint32_t>(block_size),
           .num_host_blocks = static_cast<std::uint32_t>(host / block_size)};

@@ -37,13 +37,13 @@ struct SimCommand {
   double range_ratio = 0, think_time = 0;
   std::uint64_t seed = 0;
   // The policies
-  std::string schedulers = "prefill-first", orders = "fcfs", preemptions = "recompute", caches = "hash";
+  std::string schedulers = "token-budget", orders = "fcfs", preemptions = "recompute", caches = "hash";
   std::string block_sizes = "16", max_num_seqs = "256", max_num_batched_tokens = "16384";
   std::string max_prefill_tokens_beside_decodes = "0", long_prefill_token_threshold = "0";
   // The device
   std::string model = "qwen3-0.6b";
   std::optional<std::int64_t> kv_tokens;
-  nvl_examples::ByteCount swap_space{};
+  double swap_space = 0;  // [GiB]
   std::optional<std::filesystem::path> cost_file, output_json, output_cost;
   std::vector<std::filesystem::path> fit_logs;
   bool no_run_ahead = false;

@@ -10,7 +10,7 @@ namespace nvl_bench {
 
 /// One of each list that `policy_names` gives.
 struct PolicyChoice {
-  std::string scheduler = "prefill-first", order = "fcfs", preemption = "recompute", cache = "hash";
+  std::string scheduler = "token-budget", order = "fcfs", preemption = "recompute", cache = "hash";
 };
 
 /// "scheduler", "order", "preemption" or "cache": the names there are.

@@ -106,6 +106,14 @@ void CapacityOptions::add_to(OptionParser& parser) {
                 "Of them with more tokens left than --long-prefill-token-threshold; 0: any number. Default: 0.");
 }
 
+std::int64_t swap_space_bytes(double swap_space) {
+  constexpr double gib = 1 << 30, most = 1 << 20;
+  if (!(swap_space >= 0 && swap_space <= most)) {
+    throw UsageError("--swap-space is " + std::to_string(swap_space) + ": must be 0 to 1048576 GiB");
+  }
+  return static_cast<std::int64_t>(swap_space * gib);
+}
+
 nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
   options.max_model_len = max_model_len.value_or(options.max_model_len);
   options.max_num_seqs = max_num_seqs.value_or(options.max_num_seqs);
@@ -113,13 +121,7 @@ nvl::EngineOptions CapacityOptions::over(nvl::EngineOptions options) const {
   options.num_blocks = num_blocks.value_or(options.num_blocks);
   options.scheduling = scheduling;
   if (kv_cache_memory) { options.kv_cache_memory_bytes = kv_cache_memory->value; }
-  if (swap_space) {
-    constexpr double gib = 1 << 30, most = 1 << 20;
-    if (*swap_space < 0 || *swap_space > most) {
-      throw UsageError("--swap-space is " + std::to_string(*swap_space) + ": must be 0 to 1048576 GiB");
-    }
-    options.swap_space_bytes = static_cast<std::int64_t>(*swap_space * gib);
-  }
+  if (swap_space) { options.swap_space_bytes = swap_space_bytes(*swap_space); }
   return options;
 }
 

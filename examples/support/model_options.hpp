@@ -50,6 +50,9 @@ struct ModelOptions {
   nvl::DeviceOptions device_options() const;
 };
 
+/// What --swap-space asks for, in GiB. \throws UsageError if that is not sensible
+std::int64_t swap_space_bytes(double swap_space);
+
 /// How much an engine takes on at once. What is not given keeps the program's own choice.
 struct CapacityOptions {
   std::optional<std::int32_t> max_model_len, max_num_seqs, max_num_batched_tokens;

@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+namespace broken_orders_test {
+
 using namespace nvl;
 
 namespace {
@@ -142,3 +144,5 @@ TEMPLATE_TEST_CASE("the suite reports a preemption that breaks a promise", "[con
                    LeavesItRunning, SwapsToNowhere) {
   CHECK_FALSE(testing::check_scheduler_policy<TokenBudgetScheduler<FcfsOrder, TestType>, FreeListAllocator>().empty());
 }
+
+}  // namespace broken_orders_test

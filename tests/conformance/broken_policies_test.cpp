@@ -26,6 +26,8 @@
 #include <utility>
 #include <vector>
 
+namespace broken_policies_test {
+
 using namespace nvl;
 
 namespace {
@@ -589,3 +591,5 @@ TEMPLATE_TEST_CASE("the suite reports a transfer that breaks a promise", "[confo
   CAPTURE(broken.text());
   CHECK_FALSE(broken.empty());
 }
+
+}  // namespace broken_policies_test

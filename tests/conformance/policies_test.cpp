@@ -28,6 +28,8 @@
 
 #include <cstdint>
 
+namespace policies_test {
+
 using namespace nvl;
 
 TEMPLATE_TEST_CASE("an allocator keeps the promises of BlockAllocator", "[conformance][host]", FreeListAllocator,
@@ -78,3 +80,5 @@ TEMPLATE_TEST_CASE("HostKvTransfer keeps the promises of KvTransfer", "[conforma
   nvl_test::HostCaches<TestType> caches;
   CHECK(testing::check_kv_transfer<HostKvTransfer<TestType>>(caches).text() == "");
 }
+
+}  // namespace policies_test

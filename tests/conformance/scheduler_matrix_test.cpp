@@ -9,6 +9,8 @@
 #include <iterator>
 #include <string>
 
+namespace scheduler_matrix_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -52,3 +54,5 @@ TEST_CASE("the matrix in docs/policies.md is what the compiler says", "[conforma
     CHECK(page.substr(begin, end - begin) == matrix());
   }
 }
+
+}  // namespace scheduler_matrix_test

@@ -15,6 +15,8 @@
 #include <tuple>
 #include <vector>
 
+namespace user_policies_test {
+
 namespace {
 
 /// A bit for each free block, 64 to a word, and a count of owners for each block.
@@ -243,3 +245,5 @@ TEST_CASE("a beam search in an engine with a user's policies finds what it does 
   CHECK(engine.stats().num_free_blocks == 18);
   CHECK(engine.stats().num_preemptions > 0);
 }
+
+}  // namespace user_policies_test

@@ -3,6 +3,7 @@
 /// cache as a whole.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/block_hash.hpp>
@@ -91,6 +92,15 @@ class PrefixCacheEvents {
 };
 
 namespace detail {
+
+/// `shape`, if a prefix cache can have it: its tables, which hold both tiers, are numbered by 31 bits. Before anything is allocated.
+inline const BlockPoolShape& checked_cache_shape(const BlockPoolShape& shape) {
+  constexpr std::uint32_t end = std::uint32_t{1} << 31;
+  NVL_EXPECTS(shape.block_size >= 1, "BlockPoolShape::block_size", shape.block_size, "at least 1");
+  NVL_EXPECTS(shape.num_blocks < end && shape.num_host_blocks < end - shape.num_blocks, "BlockPoolShape::num_blocks",
+              shape.num_blocks, "below 2^31, with num_host_blocks");
+  return shape;
+}
 
 /// Ids of empty prefixes: keyed 128-bit hashes (127 bits kept), because remembering salts would let clients fill the memory.
 class PrefixRoots {

@@ -51,14 +51,11 @@ class BasicPrefixCacheAllocator {
  public:
   explicit BasicPrefixCacheAllocator(const BlockPoolShape& shape, Hash hash = {})
       : hash_(std::move(hash)),
-        block_size_(shape.block_size),
+        block_size_(detail::checked_cache_shape(shape).block_size),
         num_blocks_(shape.num_blocks),
         free_(shape.num_blocks),
         host_(shape.num_host_blocks),
         max_pinned_(shape.num_blocks / 4) {
-    NVL_EXPECTS(shape.block_size >= 1, "BlockPoolShape::block_size", shape.block_size, "at least 1");
-    NVL_EXPECTS(shape.num_blocks < no_index - shape.num_host_blocks, "BlockPoolShape::num_blocks", shape.num_blocks,
-                "below 2^32 - 1, with num_host_blocks");
     const std::size_t num_both = std::size_t{num_blocks_} + shape.num_host_blocks;
     blocks_.resize(num_both);
     for (std::uint32_t b = 0; b < num_both; ++b) { blocks_[b].twin_prev = blocks_[b].twin_next = b; }

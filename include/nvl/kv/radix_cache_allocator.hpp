@@ -63,7 +63,7 @@ class BasicRadixCacheAllocator {
   static constexpr std::int8_t pinned_priority = std::numeric_limits<std::int8_t>::max();
 
   explicit BasicRadixCacheAllocator(const BlockPoolShape& shape, Hash hash = {})
-      : block_size_(checked(shape).block_size),
+      : block_size_(detail::checked_cache_shape(shape).block_size),
         blocks_(shape.num_blocks),
         host_nodes_(shape.num_host_blocks, no_index),
         tree_(shape.num_blocks + shape.num_host_blocks, shape.block_size, std::move(hash)),
@@ -293,13 +293,6 @@ class BasicRadixCacheAllocator {
     std::int8_t priority = 0;
     bool is_newly_idle = false;  // in newly_idle_
   };
-
-  static const BlockPoolShape& checked(const BlockPoolShape& shape) {
-    NVL_EXPECTS(shape.block_size >= 1, "BlockPoolShape::block_size", shape.block_size, "at least 1");
-    NVL_EXPECTS(shape.num_blocks < no_index / 2 && shape.num_host_blocks < no_index / 2 - shape.num_blocks,
-                "BlockPoolShape::num_blocks", shape.num_blocks, "below 2^31, with num_host_blocks");
-    return shape;
-  }
 
   Block& at(BlockId id) noexcept { return blocks_[index_of(id)]; }
   bool is_idle(std::uint32_t n) const noexcept { return tree_[n].device != no_index && blocks_[tree_[n].device].num_owners == 0; }

@@ -146,20 +146,33 @@ std::int32_t uncached_tokens(const Sequence& seq, const A& allocator) {
   return seq.num_tokens();
 }
 
+namespace detail {
+
+/// Calls `work`, which reserves memory. False if there was none.
+template <class Work>
+bool has_memory_for(Work&& work) noexcept {
+  bool ok = false;
+  contain(
+      [&] {
+        work();
+        ok = true;
+      },
+      [](const char*) {});
+  return ok;
+}
+
+}  // namespace detail
+
 /// Gives `seq`, which has no blocks, all that its tokens need: those that the prefix cache holds, at most up to the last token,
 /// which is always computed, and new ones for the rest. At least `reserve` blocks stay free. Its status becomes running.
 /// False, also if there is no memory for the block table: `seq` and `allocator` own what they did before.
 template <BlockAllocator A>
 [[nodiscard]] bool try_admit(Sequence& seq, A& allocator, std::int32_t block_size, std::uint32_t reserve = 0) {
   // The memory for the longest table comes first, so that from here to its end no step of the sequence needs any.
-  bool has_memory = false;
-  contain(
-      [&] {
-        seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size));
-        has_memory = true;
-      },
-      [](const char*) {});
-  if (!has_memory) { return false; }
+  if (!detail::has_memory_for(
+          [&] { seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size)); })) {
+    return false;
+  }
   PrefixId prefix = seq.prefix_root;
   if constexpr (PrefixCachingAllocator<A>) {
     prefix = allocator.match(prefix, std::span<const TokenId>(seq.tokens).first(seq.tokens.size() - 1), seq.block_table);
@@ -180,23 +193,6 @@ template <BlockAllocator A>
   return true;
 }
 
-namespace detail {
-
-/// Calls `work`, which reserves memory. False if there was none.
-template <class Work>
-bool has_memory_for(Work&& work) noexcept {
-  bool ok = false;
-  contain(
-      [&] {
-        work();
-        ok = true;
-      },
-      [](const char*) {});
-  return ok;
-}
-
-}  // namespace detail
-
 /// Finds more of the tokens of `seq`, which was admitted in this step and has computed nothing, where its allocator can:
 /// - what follows and lies in host memory only is read back beside this step (batch.swap_in). The sequence is then `loading`: it
 ///   is not planned in this step and runs from the next one on;
@@ -214,7 +210,8 @@ void extend_hit(Sequence& seq, A& allocator, std::int32_t block_size, ScheduledB
       const std::size_t longest =
           std::min(rest.size() / size,
                    allocator.num_host_blocks() - std::min<std::size_t>(allocator.num_host_blocks(), batch.swap_in.size()));
-      if (allocator.num_host_blocks() > 0 && longest > 0 && batch.may_swap_in() && detail::has_memory_for([&] {
+      if (allocator.num_host_blocks() > 0 && longest > 0 &&
+          !batch.copies_from(std::span(seq.block_table).subspan(first, longest)) && detail::has_memory_for([&] {
             seq.host_table.reserve(longest);
             batch.swap_in.reserve(batch.swap_in.size() + longest);
           })) {

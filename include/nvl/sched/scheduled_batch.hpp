@@ -2,10 +2,13 @@
 /// A scheduler's answer: what the next step computes.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/sched/sequence.hpp>
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
@@ -30,9 +33,11 @@ struct ScheduledBatch {
 
   /// Nothing for a device to do.
   bool empty() const noexcept { return seqs.empty() && copies.empty() && swap_out.empty() && swap_in.empty(); }
-  /// False if the plan may have freed a block that one of its copies reads: transfers do not wait for copies, so nothing may come
-  /// in from the host over it.
-  bool may_swap_in() const noexcept { return copies.empty() || preempted.empty(); }
+  /// True if one of `blocks` is the source of a copy. Transfers do not wait for copies, so nothing may come in from the host over a
+  /// block that was given up after its copy was planned.
+  bool copies_from(std::span<const BlockId> blocks) const noexcept {
+    return std::ranges::any_of(copies, [&](const BlockCopy& copy) { return std::ranges::count(blocks, copy.from) > 0; });
+  }
   void clear() noexcept {
     seqs.clear();
     preempted.clear();

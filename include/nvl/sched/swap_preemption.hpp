@@ -98,7 +98,7 @@ class SwapPreemption {
   template <TieredAllocator A>
   bool try_resume(Sequence& seq, A& allocator, ScheduledBatch& batch, std::uint32_t reserve) noexcept {
     const bool is_leaving = !seq.block_table.empty();
-    if (is_leaving || !batch.may_swap_in() || arriving_.size() == arriving_.capacity()) { return false; }
+    if (is_leaving || arriving_.size() == arriving_.capacity()) { return false; }
     PrefixId prefix = seq.prefix_root;
     const bool has_memory = detail::has_memory_for([&] {
       seq.block_table.reserve(blocks_for(std::max(seq.num_tokens(), seq.max_total_tokens), block_size_));
@@ -151,9 +151,7 @@ class SwapPreemption {
     seq.block_table.resize(need);  // within the reserved capacity
     const std::span<BlockId> taken = std::span(seq.block_table).subspan(have);
     if (!allocator.try_allocate(taken)) { return false; }
-    // A block that this step copies from may be free already: what comes in would overwrite it too early.
-    const bool is_read =
-        std::ranges::any_of(batch.copies, [&](const BlockCopy& copy) { return std::ranges::count(taken, copy.from) > 0; });
+    const bool is_read = batch.copies_from(taken);
     if (is_read) { allocator.release(taken); }
     return !is_read;
   }

@@ -25,6 +25,8 @@
 #include <string>
 #include <vector>
 
+namespace cpu_paged_attention_test {
+
 using namespace nvl;
 using nvl_test::random_values;
 
@@ -290,3 +292,5 @@ TEST_CASE("shapes that the backend is not compiled for are refused with what it 
   nvl_test::expect_error<InvalidArgument>([&] { CpuPagedAttention<float> a(shape(3, 0, 64, 16), ops); }, {"num_q_heads", "0"});
   nvl_test::expect_error<InvalidArgument>([&] { dispatch_head_dim(7, [](auto) {}); }, {"head_dim", "7", "80"});
 }
+
+}  // namespace cpu_paged_attention_test

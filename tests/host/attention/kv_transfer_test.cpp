@@ -8,6 +8,8 @@
 #include <array>
 #include <vector>
 
+namespace kv_transfer_test {
+
 using namespace nvl;
 
 TEST_CASE("blocks come across with all layers, keys and values", "[attention][host]") {
@@ -42,3 +44,5 @@ TEST_CASE("caches whose blocks differ are refused with both numbers", "[attentio
   to.layout.head_dim = 128;
   nvl_test::expect_error<InvalidArgument>([&] { expect_same_blocks(from, to); }, {"head_dim", "is 128", "64"});
 }
+
+}  // namespace kv_transfer_test

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+namespace capacity_test {
+
 using namespace nvl_bench;
 using Catch::Matchers::WithinRel;
 using nvl_test::expect_error;
@@ -200,3 +202,5 @@ TEST_CASE("the table of GPUs holds plausible numbers under different names", "[b
   CHECK_THAT(reachable_rates(*find_gpu("h100")).read_bytes, WithinRel(3.35e12 * 4.65 / 4.8, 1e-9));
   CHECK(!find_gpu("voodoo2"));
 }
+
+}  // namespace capacity_test

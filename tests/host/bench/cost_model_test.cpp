@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+namespace cost_model_test {
+
 using namespace nvl_bench;
 using Catch::Approx;
 
@@ -249,3 +251,5 @@ TEST_CASE("a step log is read, and what is none is refused", "[bench][host]") {
   std::filesystem::remove(path);
   CHECK_THROWS_AS(read_step_log(path), std::runtime_error);
 }
+
+}  // namespace cost_model_test

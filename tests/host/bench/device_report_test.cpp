@@ -2,6 +2,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+namespace device_report_test {
+
 using namespace nvl_bench;
 
 TEST_CASE("the line of nvidia-smi becomes a device report", "[bench][host]") {
@@ -22,3 +24,5 @@ TEST_CASE("the CPU needs no report", "[bench][host]") {
   CHECK(DeviceReport().kind == "cpu");
   CHECK(DeviceReport().name.empty());
 }
+
+}  // namespace device_report_test

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <vector>
 
+namespace log_histogram_test {
+
 using namespace nvl_bench;
 using Catch::Approx;
 
@@ -51,3 +53,5 @@ TEST_CASE("a log histogram takes no values, equal ones, and those outside its ra
   CHECK(histogram.percentile(100) == 1e9);
   CHECK(histogram.percentile(50) == Approx(0.25).epsilon(0.01));
 }
+
+}  // namespace log_histogram_test

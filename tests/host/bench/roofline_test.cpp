@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+namespace roofline_test {
+
 using namespace nvl_bench;
 using Catch::Matchers::WithinRel;
 
@@ -77,3 +79,5 @@ TEST_CASE("a window bounds what attention reads and computes", "[bench][host]") 
   CHECK(all.prefill_attention_flops(3) == q * 28 * 6);
   CHECK(some.prefill_attention_flops(102) == q * (8 * (102 * 103 / 2) + 20 * (5050 + 200)));
 }
+
+}  // namespace roofline_test

@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+namespace simulator_test {
+
 using namespace nvl_bench;
 using Catch::Approx;
 
@@ -227,3 +229,5 @@ TEST_CASE("saved prompt tokens of the shared-prefix trace are its shared full bl
   CHECK(r.hit_rate() > 0.78);
   CHECK(r.hit_rate() <= 1632.0 / 2048);
 }
+
+}  // namespace simulator_test

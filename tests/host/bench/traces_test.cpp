@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace traces_test {
+
 using namespace nvl_bench;
 using Catch::Approx;
 
@@ -201,3 +203,5 @@ TEST_CASE("a workload of a trace is its requests", "[bench][host]") {
   TraceRequest said;
   load.turns->next_turn(0, 0, load.prompts[0], said);  // answers after the trace has been read
 }
+
+}  // namespace traces_test

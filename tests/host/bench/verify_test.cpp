@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+namespace verify_test {
+
 using namespace nvl_bench;
 using Catch::Matchers::ContainsSubstring;
 using nvl::bf16;
@@ -140,3 +142,5 @@ TEST_CASE("a request that the engine cannot finish stops the check", "[bench][ho
   const Workload load = random_workload(2, {60, 24}, 0, tiny_config().vocab_size, random);
   CHECK_THROWS_WITH(greedy_answers(*engine, load, 2, 2), ContainsSubstring("request 1 of the check ended after 4 of 24"));
 }
+
+}  // namespace verify_test

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+namespace workload_test {
+
 using namespace nvl_bench;
 
 namespace {
@@ -108,3 +110,5 @@ TEST_CASE("random loads stay within their range", "[bench][host]") {
   CHECK(equal.input_tokens() == 3 * 512);
   CHECK(equal.output_tokens() == 3 * 512);
 }
+
+}  // namespace workload_test

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+namespace aligned_buffer_test {
+
 using namespace nvl;
 
 namespace {
@@ -68,3 +70,5 @@ TEST_CASE("pieces of an arena are apart, aligned, zero and outlive it", "[core][
   CHECK(pieces[0].buffer == pieces[2].buffer);
   CHECK(pieces[3].buffer != pieces[4].buffer);  // what does not fit begins a new buffer
 }
+
+}  // namespace aligned_buffer_test

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace dequantize_test {
+
 using namespace nvl;
 
 namespace {
@@ -78,3 +80,5 @@ TEST_CASE("rows that do not divide into blocks and integer types are refused", "
   CHECK_THROWS_AS(dequantize_row(DType::int32, source.data(), out.data(), 4), InvalidArgument);
   CHECK_NOTHROW(dequantize_row(DType::q4_0, source.data(), out.data(), 0));
 }
+
+}  // namespace dequantize_test

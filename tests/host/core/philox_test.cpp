@@ -7,6 +7,8 @@
 #include <set>
 #include <tuple>
 
+namespace philox_test {
+
 using namespace nvl;
 
 TEST_CASE("Philox-4x32-10 gives the published known answers", "[core][host]") {
@@ -58,3 +60,5 @@ TEST_CASE("Uniform numbers of consecutive tokens have the moments of a uniform d
   CHECK(std::abs(squares / count - 1.0 / 12) < sigma * std::sqrt(1.0 / 180));
   CHECK(std::abs(products / count) < sigma / 12);
 }
+
+}  // namespace philox_test

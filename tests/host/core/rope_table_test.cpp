@@ -11,6 +11,8 @@
 #include <numbers>
 #include <vector>
 
+namespace rope_table_test {
+
 using namespace nvl;
 
 namespace {
@@ -122,3 +124,5 @@ TEST_CASE("a table of no positions or of an odd head is refused", "[core][rope][
   nvl_test::expect_error<InvalidArgument>([] { RopeTable(RopeConfig{}, 8, 0); }, {"positions", "0"});
   nvl_test::expect_error<InvalidArgument>([] { RopeTable(RopeConfig{}, 7, 10); }, {"head_dim", "7", "even"});
 }
+
+}  // namespace rope_table_test

@@ -16,6 +16,8 @@
 #include <random>
 #include <vector>
 
+namespace simd_test {
+
 using namespace nvl;
 using nvl_test::random_values;
 
@@ -175,3 +177,5 @@ TEST_CASE("integer dot products are exact at the ends of their range", "[core][s
   }
 }
 #endif
+
+}  // namespace simd_test

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+namespace stream_decoder_test {
+
 using namespace nvl;
 
 namespace {
@@ -98,3 +100,5 @@ TEST_CASE("one blank at the very start is dropped for vocabularies that add one"
   CHECK(showing.push(1) == "s");
   CHECK(showing.push(0) == " a");
 }
+
+}  // namespace stream_decoder_test

@@ -21,6 +21,8 @@
 #include <unistd.h>
 #endif
 
+namespace thread_pool_test {
+
 using namespace nvl;
 
 TEST_CASE("every index is visited exactly once, in ranges that begin at multiples of the grain", "[core][thread_pool][host]") {
@@ -146,3 +148,5 @@ TEST_CASE("a thread that the system cannot start is a typed error, and those tha
   CHECK(WEXITSTATUS(status) == 0);
 }
 #endif
+
+}  // namespace thread_pool_test

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+namespace utf8_test {
+
 using namespace nvl;
 
 TEST_CASE("every code point survives being written and read, surrogates and larger numbers become U+FFFD", "[core][host]") {
@@ -80,3 +82,5 @@ TEST_CASE("white space is Unicode's property, without U+180E and U+200B", "[core
   for (const char32_t c : spaces) { CHECK(is_white_space(c)); }
   for (const char32_t c : {U'a', U'\x1C', U'\x180E', U'\x200B', U'\xFEFF', U'\x200D'}) { CHECK_FALSE(is_white_space(c)); }
 }
+
+}  // namespace utf8_test

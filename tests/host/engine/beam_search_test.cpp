@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+namespace beam_search_test {
+
 using namespace nvl;
 
 namespace {
@@ -214,3 +216,5 @@ TEST_CASE("beams may be offered in any order, and fewer candidates than asked fo
   CHECK(found[0].tokens == Tokens{5, 9});
   CHECK(found[1].tokens == Tokens{6, 7, 9});
 }
+
+}  // namespace beam_search_test

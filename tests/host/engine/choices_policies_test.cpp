@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <vector>
 
+namespace choices_policies_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -77,3 +79,5 @@ TEST_CASE("choices that are swapped to host memory", "[engine][host]") {
   scarce.swap_space_bytes = 1 << 20;
   check_everywhere<TinyEngine<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, PrefixCacheAllocator>>(scarce);
 }
+
+}  // namespace choices_policies_test

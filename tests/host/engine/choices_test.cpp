@@ -24,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+namespace choices_test {
+
 using namespace nvl;
 using namespace nvl_test;
 using Catch::Matchers::ContainsSubstring;
@@ -422,3 +424,5 @@ TEST_CASE("a beam's log-probability is that of its tokens", "[engine][host]") {
     CHECK(std::abs(choice.cumulative_logprob - sum) < 1e-4);
   }
 }
+
+}  // namespace choices_test

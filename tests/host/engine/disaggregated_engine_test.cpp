@@ -25,6 +25,8 @@
 #include <thread>
 #include <vector>
 
+namespace disaggregated_engine_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -606,3 +608,5 @@ TEST_CASE("progress of loading goes from nothing to all over both engines", "[en
   CHECK(seen.front() < 0.5);
   CHECK(seen.back() == 1.0);
 }
+
+}  // namespace disaggregated_engine_test

@@ -22,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+namespace disaggregated_model_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -117,3 +119,5 @@ TEMPLATE_LIST_TEST_CASE("random requests, aborts and delays give the tokens of t
     check_lives<TestType>("two sequences", 60, {.prefill_blocks = 20, .decode_blocks = 20, .decode_seqs = 2, .max_waiting = 1});
   }
 }
+
+}  // namespace disaggregated_model_test

@@ -14,6 +14,8 @@
 
 #include "support/tiny_model.hpp"
 
+namespace engine_test {
+
 using namespace nvl;
 using namespace nvl_test;
 using Catch::Matchers::ContainsSubstring;
@@ -619,3 +621,5 @@ TEST_CASE("timings and counts are reported", "[engine][host]") {
   CHECK(stats.ttft.count() == 1);
   CHECK(stats.ttft.percentile(50) == stats.ttft.max());
 }
+
+}  // namespace engine_test

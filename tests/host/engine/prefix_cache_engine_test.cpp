@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <vector>
 
+namespace prefix_cache_engine_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -116,3 +118,5 @@ TEMPLATE_TEST_CASE("an engine's cache can be pinned, watched and reset", "[engin
   engine.allocator().reset();
   CHECK(engine.generate({greedy_request(prompt, 1)})[0].num_cached_tokens == 0);
 }
+
+}  // namespace prefix_cache_engine_test

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+namespace schedulers_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -93,3 +95,5 @@ TEST_CASE("an engine refuses scheduling options out of range", "[engine][host]")
   options.scheduling.max_long_partial_prefills = 1;
   CHECK_THROWS_AS(TinyEngine<>(tiny_config(), weights(), options), InvalidArgument);
 }
+
+}  // namespace schedulers_test

@@ -22,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+namespace simulation_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -198,3 +200,5 @@ TEST_CASE("a device that fails at any step ends every request once", "[engine][h
     }
   });
 }
+
+}  // namespace simulation_test

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+namespace stop_matcher_test {
+
 using namespace nvl;
 
 namespace {
@@ -130,3 +132,5 @@ TEST_CASE("Time is linear in the text, whatever the stop strings", "[engine][hos
   // 4 MiB take about 0.05 s optimised, 16 GiB of comparisons would take minutes; the bound leaves room for sanitizers.
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
 }
+
+}  // namespace stop_matcher_test

@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+namespace swap_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -227,3 +229,5 @@ TEST_CASE("swap space that cannot be used is refused with the reason", "[engine]
   CHECK(engine.memory_plan().num_host_blocks == 5);
   CHECK(to_table(engine.memory_plan()).find("swap space            61440 bytes") != std::string::npos);
 }
+
+}  // namespace swap_test

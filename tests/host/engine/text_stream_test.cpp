@@ -15,6 +15,8 @@
 #include <string_view>
 #include <vector>
 
+namespace text_stream_test {
+
 using namespace nvl;
 
 namespace {
@@ -309,3 +311,5 @@ TEST_CASE("For any text, split and stop strings: the pieces are the text up to t
   }
   CHECK(cuts > 5000);
 }
+
+}  // namespace text_stream_test

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+namespace window_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -109,3 +111,5 @@ TEST_CASE("a model with a layer that sees all keeps its blocks", "[engine][host]
   engine.step();
   CHECK(engine.stats().num_free_blocks == 256 - 19);
 }
+
+}  // namespace window_test

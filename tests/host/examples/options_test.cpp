@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace options_test {
+
 using namespace nvl_examples;
 
 namespace {
@@ -205,3 +207,5 @@ TEST_CASE("lines end with LF or CRLF, the last one with or without", "[examples]
   CHECK(lines_of("a\n") == Lines{"a"});
   CHECK(lines_of("").empty());
 }
+
+}  // namespace options_test

@@ -20,6 +20,8 @@
 #include <utility>
 #include <vector>
 
+namespace engine_no_memory_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -161,3 +163,5 @@ TEMPLATE_LIST_TEST_CASE("an abort without memory frees the blocks and ends the r
     check_that_it_serves(engine);
   }
 }
+
+}  // namespace engine_no_memory_test

@@ -30,6 +30,8 @@
 #include <utility>
 #include <vector>
 
+namespace soak_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -229,3 +231,5 @@ TEMPLATE_LIST_TEST_CASE("a hundred thousand requests with 20 % aborts leave noth
 TEMPLATE_LIST_TEST_CASE("a hundred thousand requests from four threads leave nothing behind", "[faults][host][slow]", Engines) {
   soak_async<TestType>(100'000, true);
 }
+
+}  // namespace soak_test

@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 
+namespace byte_cursor_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 
@@ -37,3 +39,5 @@ TEST_CASE("a cursor compares counts with the bytes left", "[io][host]") {
   expect_error<FileError>([&] { in.require_items(std::numeric_limits<std::uint64_t>::max(), 8, "count"); }, {"count is"});
   expect_error<FileError>([&] { in.fail("why"); }, {"offset 0", "why"});
 }
+
+}  // namespace byte_cursor_test

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+namespace chat_format_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 
@@ -209,3 +211,5 @@ TEST_CASE("content that is not UTF-8 is repaired before it is encoded", "[io][ho
   const auto ids = format_chat(tokenizer, recognise_chat_template(llama3, "t"), messages, false);
   CHECK(tokenizer.decode(ids, false).find("\xEF\xBF\xBD<|eot_id|>") != std::string::npos);
 }
+
+}  // namespace chat_format_test

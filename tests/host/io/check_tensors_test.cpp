@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+namespace check_tensors_test {
+
 using namespace nvl;
 using nvl_test::gguf_llama;
 using nvl_test::GgufBuilder;
@@ -70,3 +72,5 @@ TEST_CASE("the real SmolLM2 has finite weights only", "[io][host]") {
   if (!std::filesystem::exists(path)) { SKIP("the model file has not been fetched"); }
   CHECK(find_non_finite(Checkpoint::open(path)).empty());
 }
+
+}  // namespace check_tensors_test

@@ -16,6 +16,8 @@
 
 #include <sys/stat.h>
 
+namespace checkpoint_test {
+
 using namespace nvl;
 using nlohmann::json;
 using nvl_test::expect_error;
@@ -374,3 +376,5 @@ TEST_CASE("the real SmolLM2 opens", "[io][host]") {
   CHECK(checkpoint.find("layers.29.down_proj")->dtype == DType::q4_1);
   CHECK(checkpoint.find("embed")->dtype == DType::q8_0);
 }
+
+}  // namespace checkpoint_test

@@ -15,6 +15,8 @@
 #include <string_view>
 #include <vector>
 
+namespace checkpoint_writer_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::small_llama;
@@ -148,3 +150,5 @@ TEST_CASE("a checkpoint needs every weight in its shape, and a place", "[io][hos
   const auto file = folder.write("file", "x");
   expect_error<FileError>([&] { write_checkpoint(file / "model", config, weights); }, {"file/model", "cannot be made"});
 }
+
+}  // namespace checkpoint_writer_test

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace generation_config_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 
@@ -120,3 +122,5 @@ TEST_CASE("a GGUF file's sampling keys become defaults", "[io][host]") {
   builder.set("general.sampling.temp", -0.5f);
   expect_error<FileError>([&] { parse(); }, {"m.gguf", "general.sampling.temp is -0.5"});
 }
+
+}  // namespace generation_config_test

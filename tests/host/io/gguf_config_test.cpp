@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+namespace gguf_config_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::gguf_llama;
@@ -251,3 +253,5 @@ TEST_CASE("RoPE scaling of GGUF files", "[io][host]") {
     CHECK(map(file).rope.scaling == RopeScaling::none);
   }
 }
+
+}  // namespace gguf_config_test

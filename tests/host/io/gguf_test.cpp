@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+namespace gguf_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::gguf_string;
@@ -484,3 +486,5 @@ TEST_CASE("the real SmolLM2 file has the facts that its publisher lists", "[io][
   CHECK(file.tensors().back().name == "output_norm.weight");
   CHECK(file.find_tensor("output.weight") == nullptr);
 }
+
+}  // namespace gguf_test

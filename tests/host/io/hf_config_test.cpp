@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+namespace hf_config_test {
+
 using namespace nvl;
 using nlohmann::json;
 using nvl_test::expect_error;
@@ -495,3 +497,5 @@ TEST_CASE("the configurations of the tiny models are mapped", "[io][host]") {
   CHECK(qwen3.rope.attention_factor == 1.3);
   CHECK_FALSE(qwen3.rope.truncate);
 }
+
+}  // namespace hf_config_test

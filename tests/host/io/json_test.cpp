@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace json_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 
@@ -177,3 +179,5 @@ TEST_CASE("long values are cut in messages", "[io][host]") {
   const nlohmann::json object = parse("{\"s\": \"" + std::string(5000, 'x') + "\\n\"}");
   expect_error<FileError>([&] { json_int(object, "s", 0, 1, "p"); }, {"xxx..."});
 }
+
+}  // namespace json_test

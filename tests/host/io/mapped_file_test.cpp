@@ -17,6 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+namespace mapped_file_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::TempDir;
@@ -140,3 +142,5 @@ TEST_CASE("bytes in memory can stand in for a file", "[io][host]") {
   CHECK_NOTHROW(file.check_unchanged());
   CHECK(MappedFile::from_bytes({}, "none").bytes().empty());
 }
+
+}  // namespace mapped_file_test

@@ -20,6 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+namespace memory_test {
+
 using namespace nvl;
 using nvl_test::gguf_string;
 using nvl_test::GgufBuilder;
@@ -172,3 +174,5 @@ TEST_CASE("opening the real SmolLM2 costs a fraction of its size", "[io][host]")
   REQUIRE(growth >= 0);
   CHECK(growth < std::int64_t{16} << 20);
 }
+
+}  // namespace memory_test

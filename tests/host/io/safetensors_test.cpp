@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+namespace safetensors_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::safetensors_bytes;
@@ -271,3 +273,5 @@ TEST_CASE("an index joins its shards", "[io][host]") {
     expect_error<FileError>([&] { open(good); }, {"m-2.safetensors", "header length"});
   }
 }
+
+}  // namespace safetensors_test

@@ -14,6 +14,8 @@
 #include <string_view>
 #include <vector>
 
+namespace safetensors_writer_test {
+
 using namespace nvl;
 using nvl_test::expect_error;
 using nvl_test::RandomTensor;
@@ -93,3 +95,5 @@ TEST_CASE("the safetensors writer says which file it cannot write", "[io][host]"
   std::filesystem::create_directory(folder.path() / "taken");
   expect_error<FileError>([&] { write_safetensors(folder.path() / "taken", {}); }, {"taken", "cannot be written"});
 }
+
+}  // namespace safetensors_writer_test

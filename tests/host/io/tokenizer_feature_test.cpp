@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+namespace tokenizer_feature_test {
+
 using namespace nvl;
 using nlohmann::json;
 using nvl_test::expect_error;
@@ -344,3 +346,5 @@ TEST_CASE("a pattern that hits its limits is an error of the text, not a crash",
   CHECK(loaded.encode("aaab").size() == 4);
   expect_error<InvalidArgument>([&] { loaded.encode(std::string(5000, 'a')); }, {"text", "5000 bytes", "limit"});
 }
+
+}  // namespace tokenizer_feature_test

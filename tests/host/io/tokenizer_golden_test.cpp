@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+namespace tokenizer_golden_test {
+
 using namespace nvl;
 using nvl_test::code_point_text;
 using nvl_test::IdChecksum;
@@ -251,3 +253,5 @@ TEST_CASE("one megabyte of one kind of character is tokenized in under a second"
     }
   });
 }
+
+}  // namespace tokenizer_golden_test

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+namespace gemm_algo_cache_test {
+
 namespace {
 
 using namespace nvl::kernels;
@@ -166,3 +168,5 @@ TEST_CASE("A cache file that cannot be written leaves the old one as it was", "[
   CHECK(read_file(taken / "inside") == "x");
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator()) == 1);
 }
+
+}  // namespace gemm_algo_cache_test

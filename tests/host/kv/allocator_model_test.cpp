@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+namespace allocator_model_test {
+
 using namespace nvl;
 
 namespace {
@@ -123,3 +125,5 @@ TEST_CASE("the radix cache never gives wrong blocks when its hash has four bits"
 TEST_CASE("the radix cache never gives wrong blocks when its hash is a constant", "[kv][host]") {
   CHECK(check_random_operations<OneBucketRadixCache>("constant hash", 20) > 1000);
 }
+
+}  // namespace allocator_model_test

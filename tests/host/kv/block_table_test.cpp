@@ -5,6 +5,8 @@
 #include <array>
 #include <limits>
 
+namespace block_table_test {
+
 using namespace nvl;
 
 TEST_CASE("the blocks of n tokens are counted at the edges of a block", "[kv][host]") {
@@ -26,3 +28,5 @@ TEST_CASE("a slot is the block of the position and the offset in it", "[kv][host
   CHECK(slot_of(table, 4, 4) == 0);
   CHECK(slot_of(table, 9, 4) == 16'000'000'001);  // past 2^32
 }
+
+}  // namespace block_table_test

@@ -4,6 +4,8 @@
 
 #include <vector>
 
+namespace free_list_allocator_test {
+
 using namespace nvl;
 
 TEST_CASE("a fresh pool hands out its blocks in order, and again after their release", "[kv][host]") {
@@ -24,3 +26,5 @@ TEST_CASE("a free list of no blocks serves requests for none", "[kv][host]") {
   CHECK_FALSE(allocator.try_allocate(one));
   CHECK(allocator.num_free() == 0);
 }
+
+}  // namespace free_list_allocator_test

@@ -4,6 +4,8 @@
 
 #include <vector>
 
+namespace host_block_pool_test {
+
 using namespace nvl;
 
 TEST_CASE("a host pool hands out all its blocks once, and again after their release", "[kv][host]") {
@@ -26,3 +28,5 @@ TEST_CASE("a host pool of no blocks serves requests for none", "[kv][host]") {
   CHECK(pool.try_allocate_host({}));
   CHECK_FALSE(pool.try_allocate_host(one));
 }
+
+}  // namespace host_block_pool_test

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+namespace prefix_cache_allocator_test {
+
 using namespace nvl;
 
 namespace {
@@ -51,7 +53,8 @@ Table match(A& allocator, const Tokens& tokens, std::string_view salt = {}) {
 
 TEST_CASE("a prefix cache needs a block size and ids that fit", "[kv][host]") {
   CHECK_THROWS_AS(PrefixCacheAllocator({.num_blocks = 4, .block_size = 0}), InvalidArgument);
-  CHECK_THROWS_AS(PrefixCacheAllocator({.num_blocks = ~0u, .block_size = 1}), InvalidArgument);
+  CHECK_THROWS_AS(PrefixCacheAllocator({.num_blocks = ~0u, .block_size = 1}), InvalidArgument);  // before it takes 16 GiB
+  CHECK_THROWS_AS(PrefixCacheAllocator({.num_blocks = 4, .block_size = 1, .num_host_blocks = 1u << 31}), InvalidArgument);
   PrefixCacheAllocator none({.num_blocks = 0, .block_size = 4});
   CHECK(none.num_free() == 0);
   CHECK(none.lookup(none.root(""), Tokens{1, 2, 3, 4}) == 0);
@@ -281,3 +284,5 @@ TEMPLATE_TEST_CASE("a collision never gives blocks of another prefix", "[kv][hos
   }
   CHECK(allocator.num_free() == num_blocks);
 }
+
+}  // namespace prefix_cache_allocator_test

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+namespace radix_cache_allocator_test {
+
 using namespace nvl;
 
 namespace {
@@ -241,3 +243,5 @@ TEST_CASE("a heap of indices gives the first of those in it, whichever leave", "
     if (!inside.empty()) { REQUIRE(heap.top() == *std::ranges::min_element(inside, before)); }
   }
 }
+
+}  // namespace radix_cache_allocator_test

@@ -14,6 +14,8 @@
 
 #include "support/tiny_golden.hpp"
 
+namespace beam_search_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -95,3 +97,5 @@ TEST_CASE("tiny models find the beams of Hugging Face, alone, together and with 
   CHECK(num_cases >= 50);
   CHECK(num_stopped >= 10);
 }
+
+}  // namespace beam_search_test

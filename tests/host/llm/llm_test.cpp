@@ -14,6 +14,8 @@
 
 #include "support/golden.hpp"
 
+namespace llm_test {
+
 using namespace nvl;
 using Catch::Matchers::ContainsSubstring;
 
@@ -146,3 +148,5 @@ TEST_CASE("loading reports its progress up to the end", "[llm][host]") {
   CHECK(std::is_sorted(seen.begin(), seen.end()));
   CHECK(seen.back() == 1.0);
 }
+
+}  // namespace llm_test

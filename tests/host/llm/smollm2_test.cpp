@@ -18,6 +18,8 @@
 
 #include "support/golden.hpp"
 
+namespace smollm2_test {
+
 using namespace nvl;
 using nvl_test::read_json;
 
@@ -164,3 +166,5 @@ TEST_CASE("SmolLM2's greedy continuations are the reference's up to the first ne
     if (i % 6 == 0) { CHECK(m.engine.generate({requests[i]}).front().output_ids == together[i].output_ids); }
   }
 }
+
+}  // namespace smollm2_test

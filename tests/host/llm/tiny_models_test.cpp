@@ -12,6 +12,8 @@
 
 #include "support/tiny_golden.hpp"
 
+namespace tiny_models_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -77,3 +79,5 @@ TEST_CASE("a window shorter than the prompt changes what the model sees", "[llm]
   full.prompt_logits(ids, [&](std::int32_t, std::span<const float> logits) { last_full.assign(logits.begin(), logits.end()); });
   CHECK(last != last_full);
 }
+
+}  // namespace tiny_models_test

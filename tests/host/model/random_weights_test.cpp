@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+namespace random_weights_test {
+
 using namespace nvl;
 using Catch::Matchers::WithinAbs;
 using nvl_test::expect_error;
@@ -149,3 +151,5 @@ TEST_CASE("random weights refuse types and configurations that make no model", "
   config.hidden_size = 0;
   expect_error<InvalidArgument>([&] { RandomWeights(config, 1); }, {"hidden_size"});
 }
+
+}  // namespace random_weights_test

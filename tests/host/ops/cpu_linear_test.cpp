@@ -24,6 +24,8 @@
 #include <string>
 #include <vector>
 
+namespace cpu_linear_test {
+
 using namespace nvl;
 using nvl_test::random_values;
 using nvl_test::RandomTensor;
@@ -254,3 +256,5 @@ TEST_CASE("weights whose shapes do not stack are refused by name", "[ops][linear
   std::vector<float> row(64);
   nvl_test::expect_error<InvalidArgument>([&] { w.unpack_row(4, row.data()); }, {"row", "4", "0 to 3"});
 }
+
+}  // namespace cpu_linear_test

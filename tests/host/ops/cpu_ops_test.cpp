@@ -25,6 +25,8 @@
 #include <string>
 #include <vector>
 
+namespace cpu_ops_test {
+
 using namespace nvl;
 using nvl_test::random_values;
 using nvl_test::RandomTensor;
@@ -281,3 +283,5 @@ TEST_CASE("buffers of the device are zero, aligned and movable, and too much mem
   nvl_test::expect_error<OutOfMemory>([&] { CpuDevice::Buffer buffer(device, ~std::size_t{0}); }, {"bytes cannot be allocated"});
   CHECK(CpuDevice::memory().budget_bytes > 0);
 }
+
+}  // namespace cpu_ops_test

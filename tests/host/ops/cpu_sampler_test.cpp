@@ -19,6 +19,8 @@
 #include <string>
 #include <vector>
 
+namespace cpu_sampler_test {
+
 using namespace nvl;
 
 namespace {
@@ -609,3 +611,5 @@ TEST_CASE("Large vocabularies: truncated draws stay in the oracle's support", "[
     }
   }
 }
+
+}  // namespace cpu_sampler_test

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+namespace admission_test {
+
 using namespace nvl;
 
 namespace {
@@ -447,3 +449,5 @@ TEMPLATE_TEST_CASE("a prefix that only the host holds is read back beside the st
     CHECK(batch.swap_in.empty());
   }
 }
+
+}  // namespace admission_test

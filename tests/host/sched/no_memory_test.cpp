@@ -18,6 +18,8 @@
 #include <new>
 #include <vector>
 
+namespace no_memory_test {
+
 namespace {
 
 using namespace nvl;
@@ -120,3 +122,5 @@ TEMPLATE_TEST_CASE("a step that runs out of memory leaves everything as it was o
   }
   CHECK(any_thrown);
 }
+
+}  // namespace no_memory_test

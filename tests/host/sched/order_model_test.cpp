@@ -16,6 +16,8 @@
 
 #include <type_traits>
 
+namespace order_model_test {
+
 using namespace nvl;
 
 namespace {
@@ -51,3 +53,5 @@ TEMPLATE_TEST_CASE("a mixed scheduler keeps every invariant in any sequence of o
   CHECK((totals.swaps > 100) == TestType::swaps);
   if (PrefixCachingAllocator<Allocator>) { CHECK(totals.cached_tokens > 10'000); }
 }
+
+}  // namespace order_model_test

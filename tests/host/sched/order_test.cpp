@@ -24,6 +24,8 @@
 #include <string>
 #include <vector>
 
+namespace order_test {
+
 using namespace nvl;
 
 namespace {
@@ -419,3 +421,5 @@ TEST_CASE("a step looks few sequences up, however many wait", "[sched][host]") {
   CHECK(harness.violations().text() == "");
   CHECK(harness.counts().cached_tokens > 0);
 }
+
+}  // namespace order_test

@@ -11,6 +11,8 @@
 
 #include <catch2/catch_template_test_macros.hpp>
 
+namespace preemption_model_test {
+
 using namespace nvl;
 
 TEMPLATE_TEST_CASE("sequences that are swapped keep every invariant in any sequence of operations", "[sched][host][slow]",
@@ -29,3 +31,5 @@ TEMPLATE_TEST_CASE("so do those that are swapped or recomputed by cost, for othe
   CHECK(totals.swaps > 100);
   CHECK(totals.preemptions > 100);
 }
+
+}  // namespace preemption_model_test

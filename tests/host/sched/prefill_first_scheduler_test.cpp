@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+namespace prefill_first_scheduler_test {
+
 using namespace nvl;
 
 namespace {
@@ -269,3 +271,5 @@ TEST_CASE("what is known of a sequence that did not fit goes with it", "[sched][
   REQUIRE(batch.seqs.size() == 1);
   CHECK(batch.seqs[0].seq == &second);
 }
+
+}  // namespace prefill_first_scheduler_test

@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+namespace scheduler_model_test {
+
 using namespace nvl;
 
 namespace {
@@ -76,3 +78,5 @@ TEST_CASE("no sequence ever reads another one's K and V in a radix cache whose h
   CHECK(totals.operations >= many);
   CHECK(totals.cached_tokens > 10'000);
 }
+
+}  // namespace scheduler_model_test

@@ -2,6 +2,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+namespace step_work_test {
+
 using namespace nvl;
 
 TEST_CASE("the work of a step is counted by hand", "[sched][host]") {
@@ -27,3 +29,5 @@ TEST_CASE("the work of a step is counted by hand", "[sched][host]") {
   CHECK(work.num_copies == 2);
   CHECK(work.num_transfers == 7);
 }
+
+}  // namespace step_work_test

@@ -17,6 +17,8 @@
 #include <span>
 #include <vector>
 
+namespace swap_preemption_test {
+
 using namespace nvl;
 
 namespace {
@@ -245,3 +247,5 @@ TEST_CASE("thresholds and costs out of range are refused by name", "[sched][host
   refused([](auto& s) { s.preemption_costs.points[2].swap = -3; }, {"swap of preemption_costs", "-3"});
   refused([](auto& s) { s.preemption_costs.points[0].recompute = -4; }, {"recompute of preemption_costs", "-4"});
 }
+
+}  // namespace swap_preemption_test

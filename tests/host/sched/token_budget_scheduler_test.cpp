@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+namespace token_budget_scheduler_test {
+
 using namespace nvl;
 
 namespace {
@@ -306,3 +308,5 @@ TEMPLATE_TEST_CASE("a sequence of a mixed schedule can be aborted in any phase, 
     }
   }
 }
+
+}  // namespace token_budget_scheduler_test

@@ -19,6 +19,8 @@
 #include <thread>
 #include <vector>
 
+namespace async_engine_test {
+
 using namespace nvl;
 using namespace nvl_test;
 using namespace std::chrono_literals;
@@ -487,3 +489,5 @@ TEST_CASE("options out of range are refused by name before the thread starts", "
   CHECK_THROWS_AS(make({.stop_timeout = -1ms}), InvalidArgument);
   CHECK_THROWS_AS(Scripted(nullptr), InvalidArgument);
 }
+
+}  // namespace async_engine_test

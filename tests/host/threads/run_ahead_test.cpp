@@ -12,6 +12,8 @@
 #include <span>
 #include <vector>
 
+namespace run_ahead_test {
+
 using namespace nvl;
 using namespace nvl_test;
 
@@ -179,3 +181,5 @@ TEST_CASE("what running ahead gains on the CPU", "[.][benchmark]") {
     std::printf("batch %d: %.3f ms a step, %.3f ms a step one step ahead\n", batch, best[0] * 1e3, best[1] * 1e3);
   }
 }
+
+}  // namespace run_ahead_test
