@@ -132,13 +132,14 @@ const Launcher* find_launcher(Reader<Lookup>& env) {
   return nullptr;
 }
 
-/// RANK and WORLD_SIZE that are set by hand for all processes, while a launcher gives each its own, would make them all the same
-/// rank. torchrun numbers its ranks in an order of its own, so its variables (it sets TORCHELASTIC_RUN_ID) are not compared.
+/// RANK and WORLD_SIZE that are set by hand for all processes, while a launcher gives each its own, would make them all one rank.
+/// torchrun numbers its ranks in an order of its own, so its variables (it sets TORCHELASTIC_RUN_ID) are not compared.
 template <class Lookup>
 void expect_no_contradiction(const Launcher& chosen, Rank rank, std::uint32_t size, Reader<Lookup>& env) {
   if (env.text("TORCHELASTIC_RUN_ID")) { return; }
-  const std::string is_chosen = std::string(chosen.name) + "'s " + std::string(chosen.rank) + " and " + std::string(chosen.size) +
-                                " (" + std::to_string(index_of(rank)) + " of " + std::to_string(size) + ")";
+  const std::string names = std::string(chosen.rank) + " and " + std::string(chosen.size);
+  const std::string is_chosen =
+      std::string(chosen.name) + "'s " + names + " (" + std::to_string(index_of(rank)) + " of " + std::to_string(size) + ")";
   for (const Launcher& other : launchers) {
     // mpirun starts its daemons with srun, one a host: Slurm then counts hosts and not ranks.
     if (&other == &chosen || (other.name == "Slurm" && chosen.name != "torchrun")) { continue; }
@@ -160,18 +161,18 @@ void expect_no_contradiction(const Launcher& chosen, Rank rank, std::uint32_t si
 ///
 /// Whose variables count, in this order: RANK and WORLD_SIZE (torchrun, or set by hand), Open MPI's, PMI's (MPICH, Intel MPI),
 /// PMIX_RANK with WORLD_SIZE, Slurm's, LeaderWorkerSet's. No rank anywhere: one process. MASTER_ADDR and MASTER_PORT say where
-/// rank 0 is, under every launcher; without them Slurm's list of hosts or the LeaderWorkerSet's leader does, and the loopback if
-/// all ranks are on this host.
+/// rank 0 is, under every launcher; without them Slurm's list of hosts or the LeaderWorkerSet's leader does, and the loopback
+/// if all ranks are on this host.
 /// \throws InvalidArgument that names the variable, its value and the rule: out of range, half of a set, or two that contradict
 template <class Lookup>
   requires std::is_invocable_r_v<std::optional<std::string>, Lookup&, const std::string&>
 LaunchEnv read_launch_env(Lookup&& lookup) {
-  using namespace detail::launch_env;
-  Reader<std::remove_reference_t<Lookup>> env(lookup);
+  namespace from = detail::launch_env;
+  from::Reader<std::remove_reference_t<Lookup>> env(lookup);
 
   // PMIx has no variable for the size, so its rank counts where WORLD_SIZE gives one.
-  static constexpr Launcher pmix{"PMIx", "PMIX_RANK", "WORLD_SIZE", "", ""};
-  const Launcher* launcher = find_launcher(env);
+  static constexpr from::Launcher pmix{"PMIx", "PMIX_RANK", "WORLD_SIZE", "", ""};
+  const from::Launcher* launcher = from::find_launcher(env);
   if (env.text(pmix.rank) && (launcher == nullptr || (launcher->name == "Slurm" && env.text(pmix.size)))) { launcher = &pmix; }
 
   const std::optional<std::string> master = env.text("MASTER_ADDR");
@@ -191,7 +192,7 @@ LaunchEnv read_launch_env(Lookup&& lookup) {
   found.launcher = launcher->name;
   found.world_size = *env.number(launcher->size, 1);
   found.rank = Rank{*env.number(launcher->rank)};
-  expect_below(launcher->rank, index_of(found.rank), launcher->size, found.world_size);
+  from::expect_below(launcher->rank, index_of(found.rank), launcher->size, found.world_size);
 
   found.local_rank = env.number(launcher->local_rank);
   found.local_size = env.number(launcher->local_size, 1);
@@ -199,14 +200,14 @@ LaunchEnv read_launch_env(Lookup&& lookup) {
               "at most " + std::string(launcher->size) + ", which is " + std::to_string(found.world_size));
   if (found.local_rank) {
     const bool has_size = found.local_size.has_value();
-    expect_below(launcher->local_rank, *found.local_rank, has_size ? launcher->local_size : launcher->size,
-                 has_size ? *found.local_size : found.world_size);
+    from::expect_below(launcher->local_rank, *found.local_rank, has_size ? launcher->local_size : launcher->size,
+                       has_size ? *found.local_size : found.world_size);
   }
-  expect_no_contradiction(*launcher, found.rank, found.world_size, env);
+  from::expect_no_contradiction(*launcher, found.rank, found.world_size, env);
 
   if (master) {
     found.master_address = *master;
-  } else if (const std::optional<std::string> own = master_of(*launcher, env)) {
+  } else if (const std::optional<std::string> own = from::master_of(*launcher, env)) {
     found.master_address = *own;
   } else {
     const bool is_one_host = found.world_size == 1 || found.local_size == found.world_size;
