@@ -29,7 +29,7 @@ if(NVL_SANITIZE)
   endif()
 endif()
 if(NVL_ENABLE_COVERAGE)
-  list(APPEND nvl_own_compile_options --coverage -fprofile-update=atomic)
+  list(APPEND nvl_own_compile_options --coverage)
   list(APPEND nvl_own_link_options --coverage)
 endif()
 

@@ -12,6 +12,7 @@
 #include <nvl/core/error.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/engine/engine_options.hpp>
+#include <nvl/model/model_shard.hpp>
 #include <nvl/ops/cuda_memory.hpp>
 
 #include <algorithm>
@@ -37,20 +38,9 @@ struct CapacityQuestion {
   double all_reduce_seconds = 15e-6;                  // of a small one; NCCL on eight H200 takes 14.8 us
 };
 
-/// What one rank of several holds: its share of the heads and of the MLP's columns. A KV head that several ranks need is in each
-/// of them (Shoeybi et al. 2019, arXiv:1909.08053; replicated KV heads as in Pope et al. 2022, arXiv:2211.05102).
-/// \throws InvalidArgument where the model cannot be divided so
-inline nvl::ModelConfig rank_model(nvl::ModelConfig model, std::int32_t num_ranks) {
-  NVL_EXPECTS(num_ranks >= 1 && model.num_q_heads % num_ranks == 0, "tensor_parallel_size", num_ranks,
-              "a divisor of the model's " + std::to_string(model.num_q_heads) + " query heads");
-  NVL_EXPECTS(model.intermediate_size % num_ranks == 0, "tensor_parallel_size", num_ranks,
-              "a divisor of the MLP's width (" + std::to_string(model.intermediate_size) + ")");
-  NVL_EXPECTS(model.num_kv_heads % num_ranks == 0 || num_ranks % model.num_kv_heads == 0, "tensor_parallel_size", num_ranks,
-              "a divisor or a multiple of the model's " + std::to_string(model.num_kv_heads) + " KV heads");
-  model.num_q_heads /= num_ranks;
-  model.num_kv_heads = std::max(model.num_kv_heads / num_ranks, 1);
-  model.intermediate_size /= num_ranks;
-  return model;
+/// What one rank of several holds of the layers. \throws InvalidArgument where the model cannot be divided so
+inline nvl::ModelConfig rank_model(const nvl::ModelConfig& model, std::int32_t num_ranks) {
+  return nvl::config_of(nvl::shard_of(model, 0, static_cast<std::uint32_t>(num_ranks)), model);
 }
 
 /// The same with its rows of the vocabulary only, as embedding and output projection are held. Logits and sampling see them all.
@@ -75,7 +65,8 @@ nvl::MemoryPlan rank_plan(const CapacityQuestion& q) {
     fixed.workspace_bytes += nvl::paged_attention_workspace_bytes<T>(rank, limits, {.block_size = q.block_size}, q.gpu.num_sms);
     return fixed;
   };
-  return nvl::plan_memory(rank, q.options, q.block_size, sizeof(T), q.kv_element_bytes, memory, fixed_memory);
+  return nvl::plan_memory(rank, q.options, q.block_size, sizeof(T), q.kv_element_bytes, memory,
+                          static_cast<std::uint32_t>(q.num_ranks), fixed_memory);
 }
 
 }  // namespace detail

@@ -4,8 +4,9 @@
 struct MyContext {
   nvl::Rank rank() const noexcept;
   std::uint32_t world_size() const noexcept;
+  std::uint32_t num_slices() const noexcept;
+  std::uint32_t slice_index() const noexcept;
   nvl::Shard layers(std::int32_t) const;
-  nvl::Shard slice(std::int32_t) const;
 #ifdef NVL_FIXED
   void all_reduce_sum(float*, std::int64_t);
 #endif

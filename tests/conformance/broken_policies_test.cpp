@@ -6,7 +6,9 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
+#include <nvl/parallel/rank_threads.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/parallel/thread_group.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
 #include <nvl/sched/swap_preemption.hpp>
 #include <nvl/sched/token_budget_scheduler.hpp>
@@ -436,13 +438,42 @@ struct SwallowsExceptions : SingleDevice {
 };
 struct HoldsHalf : SingleDevice {
   struct Context : SingleDevice::Context {
-    static constexpr Shard slice(std::int32_t n) noexcept { return {0, n / 2}; }
+    static constexpr std::uint32_t num_slices() noexcept { return 2; }
   };
   template <class F>
   void for_each_rank(F&& f) {
     f(context, 0u);
   }
   Context context;
+};
+struct GathersInReverse {
+  struct Context {
+    Rank rank() const noexcept { return Rank{index}; }
+    static constexpr std::uint32_t world_size() noexcept { return 2; }
+    static constexpr std::uint32_t num_slices() noexcept { return 2; }
+    std::uint32_t slice_index() const noexcept { return 1 - index; }
+    static constexpr Shard layers(std::int32_t n) noexcept { return {0, n}; }
+    template <class T>
+    void all_reduce_sum(T* data, std::int64_t n) {
+      end.all_reduce_sum(data, n);
+    }
+    template <class T>
+    void all_gather(const T* mine, T* all, std::int64_t n) {
+      end.all_gather(mine, all, n);
+    }
+    std::uint32_t index;
+    ThreadGroup end;
+  };
+  static constexpr std::uint32_t num_local_ranks() noexcept { return 2; }
+  template <class F>
+  void for_each_rank(F&& f) {
+    threads->run([&](std::uint32_t i) { f((*contexts)[i], i); }, [](std::uint32_t, const char*) noexcept {});
+  }
+  std::unique_ptr<RankThreads> threads = std::make_unique<RankThreads>(2);
+  std::shared_ptr<std::vector<Context>> contexts = [] {
+    std::vector<ThreadGroup> ends = ThreadGroup::make(2);
+    return std::make_shared<std::vector<Context>>(std::vector<Context>{{0, ends[0]}, {1, ends[1]}});
+  }();
 };
 struct AddsItselfTwice : SingleDevice {
   struct Context : SingleDevice::Context {
@@ -579,7 +610,7 @@ TEST_CASE("the suite reports an attention backend that does not take the head di
 }
 
 TEMPLATE_TEST_CASE("the suite reports a strategy that breaks a promise", "[conformance][host]", CallsNobody, SwallowsExceptions,
-                   HoldsHalf, AddsItselfTwice) {
+                   HoldsHalf, AddsItselfTwice, GathersInReverse) {
   TestType strategy;
   CHECK_FALSE(testing::check_parallel_strategy(strategy).empty());
 }

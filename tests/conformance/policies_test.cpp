@@ -9,6 +9,7 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/parallel/tensor_parallel.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
@@ -74,6 +75,13 @@ TEMPLATE_TEST_CASE("CpuPagedAttention keeps the promises of AttentionBackend", "
 TEST_CASE("SingleDevice keeps the promises of ParallelStrategy", "[conformance][host]") {
   SingleDevice strategy;
   CHECK(testing::check_parallel_strategy(strategy).text() == "");
+}
+
+TEST_CASE("TensorParallel keeps the promises of ParallelStrategy", "[conformance][host]") {
+  for (const std::uint32_t num_ranks : {1u, 2u, 3u, 4u}) {
+    TensorParallel<> strategy(num_ranks);
+    CHECK(testing::check_parallel_strategy(strategy).text() == "");
+  }
 }
 
 TEMPLATE_TEST_CASE("HostKvTransfer keeps the promises of KvTransfer", "[conformance][host]", float, bf16, fp16) {

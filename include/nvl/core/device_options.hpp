@@ -3,6 +3,9 @@
 
 #include <nvl/core/config.hpp>
 
+#include <nvl/core/thread_pool.hpp>
+
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -17,6 +20,16 @@ struct DeviceOptions {
   std::string gemm_cache_file{};        // CUDA: where the matrix product algorithms found at start-up are kept; empty = nowhere
   double gemm_search_seconds = 0.0;     // CUDA: time to look for better ones at start-up than the library proposes
 };
+
+/// What `options` mean for the `index`-th of `count` ranks of one process: a device of its own from `ordinal` on, its part of the
+/// threads.
+inline DeviceOptions for_rank(DeviceOptions options, std::uint32_t index, std::uint32_t count) noexcept {
+  if (count == 1) { return options; }
+  options.ordinal += static_cast<std::int32_t>(index);
+  const std::int32_t threads = options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads();
+  options.num_threads = std::max(1, threads / static_cast<std::int32_t>(count));
+  return options;
+}
 
 /// What an engine may plan with on a device.
 struct DeviceMemory {

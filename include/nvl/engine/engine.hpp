@@ -75,14 +75,15 @@ class Engine {
   static constexpr std::int32_t block_size = Attention::block_size;  // [tokens]
   static constexpr bool runs_ahead = Attention::Ops::runs_ahead;
 
-  /// Validates, plans memory, allocates it and loads the weights; `source` is not needed afterwards.
+  /// Validates, plans memory, allocates it on every rank and loads the weights; `source` is not needed afterwards.
   /// \throws InvalidArgument, Unsupported or OutOfMemory before anything is allocated; what `source` throws.
   template <WeightSource Source>
   Engine(const ModelConfig& config, const Source& source, const EngineOptions& options = {}, const LoadProgress& progress = {},
          Parallel parallel = {})
       : config_(checked(config)),
         options_(options),
-        plan_(plan_memory<Attention, Allocator>(config_, options_)),
+        parallel_(std::move(parallel)),
+        plan_(plan_ranks()),
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks),
                                   .block_size = block_size,
                                   .num_host_blocks = static_cast<std::uint32_t>(plan_.num_host_blocks)}),
@@ -91,12 +92,12 @@ class Engine {
                                     .block_size = block_size,
                                     .scheduling = options_.scheduling,
                                     .window = {.tokens = config_.has_full_layers() ? 0 : config_.sliding_window}}),
-        parallel_(std::move(parallel)),
         requests_(scheduler_, allocator_, stats_, config_, options_, plan_) {
     ranks_.resize(parallel_.num_local_ranks());
     const StepLimits limits = step_limits(config_, plan_, options_, block_size);
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      ranks_[i] = std::make_unique<RankState>(config_, source, limits, options_.device, plan_.allocated_bytes(), context,
+      const DeviceOptions device = for_rank(options_.device, i, parallel_.num_local_ranks());
+      ranks_[i] = std::make_unique<RankState>(config_, source, limits, device, plan_.allocated_bytes(), context,
                                               i == 0 ? progress : LoadProgress{});
     });
   }
@@ -319,6 +320,18 @@ class Engine {
     return config;
   }
 
+  /// Ranks differ in nothing that is planned.
+  MemoryPlan plan_ranks() {
+    ModelConfig of_rank;
+    RankCount ranks{.num_local = parallel_.num_local_ranks()};
+    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
+      if (i > 0) { return; }
+      ranks.num_slices = context.num_slices();
+      of_rank = config_of(shard_of(config_, context.slice_index(), context.num_slices()), config_);
+    });
+    return plan_memory<Attention, Allocator>(of_rank, options_, ranks);
+  }
+
   /// Sees to it that a step is under way, if there is one to be had. False if there is nothing to do.
   bool launch_current() {
     Flight& current = flights_[current_];
@@ -425,10 +438,10 @@ class Engine {
 
   const ModelConfig config_;
   const EngineOptions options_;
+  Parallel parallel_;
   const MemoryPlan plan_;
   Allocator allocator_;
   Scheduler scheduler_;
-  Parallel parallel_;
   std::array<Flight, 2> flights_;  // the oldest step not yet collected, and the next; outlive the ranks, which may read them
   std::vector<std::unique_ptr<RankState>> ranks_;
   EngineStats stats_;

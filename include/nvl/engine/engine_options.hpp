@@ -11,6 +11,7 @@
 #include <nvl/core/step_limits.hpp>
 #include <nvl/core/token_text.hpp>
 #include <nvl/kv/block_allocator.hpp>
+#include <nvl/model/head.hpp>
 #include <nvl/ops/device_ops.hpp>
 #include <nvl/sched/scheduling_options.hpp>
 
@@ -28,7 +29,7 @@ struct EngineOptions {
   std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
   std::int32_t max_model_len = 0;              // [tokens] of prompt and output; 0 = what the model was made for
   std::int64_t kv_cache_memory_bytes =
-      0;  // 0 = CPU: up to a quarter of the host's memory; CUDA: what device.memory_utilization leaves; no more than can be used
+      0;  // of each rank; 0 = CPU: up to a quarter of the host's memory; CUDA: what device.memory_utilization leaves; no more than can be used
   std::int64_t num_blocks = 0;                    // of the KV cache, instead of a size in bytes; 0 = from the size
   std::int64_t swap_space_bytes = 0;              // of host memory for KV blocks that make room on the device; 0 = none
   DeviceOptions device{};                         // where it runs
@@ -38,7 +39,7 @@ struct EngineOptions {
   std::shared_ptr<const TokenText> token_text{};  // turns ids into text; without it there is no text and no stop string
 };
 
-/// Every byte that an engine will hold on its device.
+/// Every byte that one rank of an engine will hold on its device.
 struct MemoryPlan {
   std::int32_t max_model_len = 0;  // [tokens]
   std::int32_t block_size = 0;     // [tokens]
@@ -101,13 +102,19 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
           .max_logprobs = max_row_logprobs(options.limits)};
 }
 
-/// What `options` mean for a model whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device
+/// The ranks that an engine's model is on.
+struct RankCount {
+  std::uint32_t num_local = 1;   // in this process
+  std::uint32_t num_slices = 1;  // that share a layer
+};
+
+/// What `options` mean for a model (of one rank) whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device
 /// with `device` memory, of which `fixed_memory(limits)` is needed besides.
 /// \throws InvalidArgument for an option out of range; OutOfMemory, with the arithmetic, if not even one block fits.
 template <class FixedMemoryOf>
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
                        std::int64_t element_bytes, std::int64_t kv_element_bytes, const DeviceMemory& device,
-                       FixedMemoryOf&& fixed_memory) {
+                       std::uint32_t num_slices, FixedMemoryOf&& fixed_memory) {
   NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
   NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
               options.max_num_batched_tokens, "1 to 2^20");
@@ -130,7 +137,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
       2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
   plan.activation_bytes =
       (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
-  plan.logits_bytes = std::int64_t{options.max_num_seqs} * config.vocab_size * 4;
+  plan.logits_bytes = head_bytes(options.max_num_seqs, config.vocab_size, num_slices);
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * kv_element_bytes;
 
   plan.num_host_blocks = std::min(options.swap_space_bytes / plan.kv_bytes_per_block, (std::int64_t{1} << 31) - 1);
@@ -165,14 +172,17 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   return plan;
 }
 
-/// The plan of an engine with this attention backend.
+/// The plan of one rank of an engine with this attention backend.
+/// \param config of the rank
 template <class Attention>
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, const RankCount& ranks = {}) {
   using Ops = typename Attention::Ops;
   NVL_EXPECTS(TransferringOps<Ops> || options.swap_space_bytes == 0, "swap_space_bytes", options.swap_space_bytes,
               "0: the ops of this attention backend move no blocks to host memory (TransferringOps)");
   constexpr std::int64_t element_bytes = sizeof(typename Attention::Element);
-  return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, Ops::Device::memory(options.device),
+  DeviceMemory memory = Ops::Device::memory(options.device);
+  if (memory.is_for_kv_only) { memory.budget_bytes /= ranks.num_local; }  // all of them take it from the host's
+  return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, memory, ranks.num_slices,
                      [&](const StepLimits& limits) {
                        FixedMemory fixed;
                        if constexpr (requires { Ops::fixed_memory(config, limits, options.device); }) {
@@ -187,10 +197,10 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) 
 
 /// The plan of an engine with this attention backend and this allocator.
 template <class Attention, BlockAllocator Allocator>
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options) {
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, const RankCount& ranks = {}) {
   NVL_EXPECTS(TieredAllocator<Allocator> || options.swap_space_bytes == 0, "swap_space_bytes", options.swap_space_bytes,
               "0: this engine's allocator has no host blocks (TieredAllocator)");
-  return plan_memory<Attention>(config, options);
+  return plan_memory<Attention>(config, options, ranks);
 }
 
 }  // namespace nvl::inline NVL_ABI

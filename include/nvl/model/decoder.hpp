@@ -23,7 +23,8 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows.
+/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows; sizes
+/// are the rank's.
 /// \tparam R type of the residual
 template <class T, class R = T>
 struct Activations {
@@ -46,6 +47,7 @@ class Decoder {
   using Scratch = Activations<Element, Residual<Ops>>;
 
   /// All of them outlive the decoder.
+  /// \param config of the rank (config_of)
   Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops,
           Attention& attention, Context& context)
       : config_(config),
@@ -61,7 +63,7 @@ class Decoder {
     const std::int32_t num_tokens = in.num_tokens();
     const float eps = static_cast<float>(config_.rms_norm_eps);
     attention_.plan(metadata_of(in));
-    ops_.embed(a.residual, in.token_ids, weights_.embed);
+    embed(in, a);
     ops_.rms_norm(a.hidden, a.residual, weights_.layers.front().attn_norm, num_tokens, eps);
 
     std::int32_t rows = num_tokens;
@@ -76,8 +78,7 @@ class Decoder {
         rows = in.num_samples();
         if (rows == 0) { return; }
         ops_.gather_rows(a.sampled_residual, a.residual, in.sample_rows, config_.hidden_size);
-        ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows,
-                         context_.slice(config_.num_q_heads).size() * config_.head_dim);
+        ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows, config_.q_size());
         residual = a.sampled_residual;
         attended = a.sampled_attention;
       }
@@ -85,7 +86,7 @@ class Decoder {
       context_.all_reduce_sum(a.hidden, std::int64_t{rows} * config_.hidden_size);
       ops_.add_rms_norm(a.hidden, residual, a.hidden, w.mlp_norm, rows, eps);
       ops_.linear(a.gate_up, a.hidden, w.gate_up, rows);
-      ops_.gated_activation(a.activated, a.gate_up, rows, context_.slice(config_.intermediate_size).size(), config_.activation);
+      ops_.gated_activation(a.activated, a.gate_up, rows, config_.intermediate_size, config_.activation);
       ops_.linear(a.hidden, a.activated, w.down, rows);
       context_.all_reduce_sum(a.hidden, std::int64_t{rows} * config_.hidden_size);
       const auto& next_norm = is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(layer) + 1].attn_norm;
@@ -95,18 +96,25 @@ class Decoder {
   }
 
  private:
+  void embed(const StepInput& in, const Scratch& a) {
+    if constexpr (SingleRank<Context>) {
+      ops_.embed(a.residual, in.token_ids, weights_.embed);
+    } else {
+      ops_.embed_shard(a.residual, in.token_ids, weights_.embed,
+                       slice_of(config_.vocab_size, context_.slice_index(), context_.num_slices()).begin);
+      context_.all_reduce_sum(a.residual, std::int64_t{in.num_tokens()} * config_.hidden_size);
+    }
+  }
+
   /// a.hidden -> a.attention, and K and V into their slots.
   void attend(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a, const LayerWeights<Ops>& w,
               std::int32_t window) {
-    const std::int32_t q_heads = context_.slice(config_.num_q_heads).size();
-    const std::int32_t kv_heads = context_.slice(config_.num_kv_heads).size();
-    const std::int64_t qkv_size = std::int64_t{q_heads + 2 * kv_heads} * config_.head_dim;
     ops_.linear(a.qkv, a.hidden, w.qkv, in.num_tokens());
     ops_.qk_norm_rope_store(QkNormRopeStore<Ops>{
         .qkv = a.qkv,
         .positions = in.positions,
         .slot_mapping = in.slot_mapping,
-        .num_q_heads = q_heads,
+        .num_q_heads = config_.num_q_heads,
         .q_norm = w.q_norm ? &*w.q_norm : nullptr,
         .k_norm = w.k_norm ? &*w.k_norm : nullptr,
         .eps = static_cast<float>(config_.rms_norm_eps),
@@ -116,7 +124,7 @@ class Decoder {
     });
     attention_.run({.out = a.attention,
                     .q = a.qkv,
-                    .q_row_stride = qkv_size,
+                    .q_row_stride = config_.qkv_size(),
                     .kv = kv,
                     .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
                     .window = window});

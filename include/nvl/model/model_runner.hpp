@@ -12,6 +12,9 @@
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
 #include <nvl/model/decoder.hpp>
+#include <nvl/model/head.hpp>
+#include <nvl/model/model_shard.hpp>
+#include <nvl/model/tensor_slices.hpp>
 #include <nvl/model/weights.hpp>
 #include <nvl/ops/device_ops.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
@@ -67,32 +70,36 @@ class ModelRunner {
   using Buffer = typename Device::Buffer;
   using Context = typename Parallel::Context;
 
-  /// Loads and packs the weights and allocates everything. `config`, `device` and `context` outlive the runner; `source` need not.
+  /// Loads and packs this rank's weights and allocates everything. `device` and `context` outlive the runner; `source` need not.
+  /// \param config of the whole model
   template <WeightSource Source>
   ModelRunner(const ModelConfig& config, const Source& source, const StepLimits& limits, Device& device, Context& context,
               const LoadProgress& progress = {})
-      : config_(config),
+      : shard_(shard_of(config, context.slice_index(), context.num_slices())),
+        config_(config_of(shard_, config)),
         limits_(limits),
         layout_{.num_blocks = limits.num_blocks,
                 .block_size = limits.block_size,
-                .num_kv_heads = context.slice(config.num_kv_heads).size(),
-                .head_dim = config.head_dim},
+                .num_kv_heads = config_.num_kv_heads,
+                .head_dim = config_.head_dim},
         ops_(device, config_, limits_),
-        weights_(load_weights(config, source, ops_, context, progress)),
+        weights_(load_weights(config, shard_, source, ops_, slices_, progress)),
         rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
         kv_(device, elements_to_bytes(layout_.layer_elements() * config.num_layers)),
-        attention_(AttentionShape{.num_q_heads = context.slice(config.num_q_heads).size(),
+        attention_(AttentionShape{.num_q_heads = config_.num_q_heads,
                                   .kv = layout_,
                                   .window = config.has_windowed_layers() ? config.sliding_window : 0,
                                   .has_full_layers = config.has_full_layers()},
                    ops_),
-        decoder_(config_, weights_, rope_, ops_, attention_, context) {
-    allocate_activations(device, context);
+        decoder_(config_, weights_, rope_, ops_, attention_, context),
+        head_(device, limits.max_num_seqs, config_.vocab_size, context) {
+    allocate_activations(device);
     allocate_host_pool(device);
     ops_.finish_loading();
+    slices_ = {};
     if constexpr (TuningOps<Ops, Buffer>) { ops_.tune(config_, kv_); }
     if constexpr (GraphCapturingOps<Ops>) {
-      ops_.capture_graphs([this](const StepInput& step) { run(step, outputs_[0]); });
+      ops_.capture_graphs([this](const StepInput& step) { run(step, outputs_[0], false); });
       warm_up();
     }
   }
@@ -117,7 +124,7 @@ class ModelRunner {
                               .in = step.swap_in});
       }
     }
-    ops_.execute(step, out, [&] { run(step, out); });
+    ops_.execute(step, out, [&, maxima_only = wants_maxima_only(in)] { run(step, out, maxima_only); });
   }
 
   /// False if `collect` would wait.
@@ -137,7 +144,7 @@ class ModelRunner {
   std::span<const float> logits(const StepInput& in) {
     check(in);
     forward(ops_.stage(in));
-    return ops_.read(activations_.logits,
+    return ops_.read(head_.gather(ops_, in.num_samples()),
                      static_cast<std::size_t>(in.num_samples()) * static_cast<std::size_t>(config_.vocab_size));
   }
 
@@ -171,9 +178,9 @@ class ModelRunner {
                 "at most the " + std::to_string(limits_.num_host_blocks) + " host blocks, as planned");
   }
 
-  void run(const StepInput& step, StepOutput& out) {
+  void run(const StepInput& step, StepOutput& out, bool maxima_only) {
     forward(step);
-    ops_.sample(step, activations_.logits, config_.vocab_size, out);
+    head_.sample(ops_, step, maxima_only, out);
   }
 
   void forward(const StepInput& step) {
@@ -206,8 +213,8 @@ class ModelRunner {
         in.sample_rows[s] = in.cu_query_lens[s + 1] - 1;
         in.sampling[s].top_k = 2;  // the sampler of all kinds of rows
       }
-      run(ops_.stage(in), outputs_[0]);
-      static_cast<void>(ops_.read(activations_.logits, 1));  // waits: memory for staging is there for two steps
+      run(ops_.stage(in), outputs_[0], false);
+      static_cast<void>(ops_.read(head_.mine(), 1));  // waits: memory for staging is there for two steps
       if (num_tokens == limits_.max_num_tokens) { break; }
     }
   }
@@ -227,12 +234,11 @@ class ModelRunner {
     }
   }
 
-  void allocate_activations(Device& device, const Context& context) {
+  void allocate_activations(Device& device) {
     const std::int64_t tokens = limits_.max_num_tokens;
     const std::int64_t samples = limits_.max_num_seqs;
-    const std::int64_t q_size = std::int64_t{context.slice(config_.num_q_heads).size()} * config_.head_dim;
-    const std::int64_t kv_size = std::int64_t{layout_.num_kv_heads} * config_.head_dim;
-    const std::int64_t intermediate = context.slice(config_.intermediate_size).size();
+    const std::int64_t q_size = config_.q_size();
+    const std::int64_t intermediate = config_.intermediate_size;
     constexpr std::int64_t alignment = 64 / sizeof(Element);
     std::int64_t total = 0;
     const auto reserve = [&](std::int64_t elements) {
@@ -244,14 +250,13 @@ class ModelRunner {
     constexpr std::int64_t residual_elements = sizeof(Residual<Ops>) / sizeof(Element);
     const std::int64_t residual = reserve(tokens * config_.hidden_size * residual_elements);
     const std::int64_t hidden = reserve(tokens * config_.hidden_size);
-    const std::int64_t qkv = reserve(tokens * (q_size + 2 * kv_size));
+    const std::int64_t qkv = reserve(tokens * config_.qkv_size());
     const std::int64_t attention = reserve(tokens * q_size);
     const std::int64_t gate_up = reserve(tokens * 2 * intermediate);
     const std::int64_t activated = reserve(tokens * intermediate);
     const std::int64_t sampled_residual = reserve(samples * config_.hidden_size * residual_elements);
     const std::int64_t sampled_attention = reserve(samples * q_size);
     scratch_ = Buffer(device, elements_to_bytes(total));
-    logits_ = Buffer(device, static_cast<std::size_t>(samples) * static_cast<std::size_t>(config_.vocab_size) * sizeof(float));
     Element* const base = scratch_.template as<Element>();
     activations_ = {.residual = reinterpret_cast<Residual<Ops>*>(base + residual),
                     .hidden = base + hidden,
@@ -261,22 +266,24 @@ class ModelRunner {
                     .activated = base + activated,
                     .sampled_residual = reinterpret_cast<Residual<Ops>*>(base + sampled_residual),
                     .sampled_attention = base + sampled_attention,
-                    .logits = logits_.template as<float>()};
+                    .logits = head_.mine()};
   }
 
-  const ModelConfig& config_;
+  const ModelShard shard_;
+  const ModelConfig config_;  // of this rank
   StepLimits limits_;
   KvLayout layout_;
   Ops ops_;
+  TensorSlices slices_;  // until the weights are loaded
   ModelWeights<Ops> weights_;
   typename Ops::Rope rope_;
   Buffer kv_;
   Buffer scratch_;
-  Buffer logits_;
   typename detail::HostPool<Ops>::Buffer host_kv_;
   typename Decoder<Attention, Context>::Scratch activations_;
   Attention attention_;
   Decoder<Attention, Context> decoder_;
+  HeadOf<Ops, Context> head_;
   std::array<StepOutput, 2> outputs_;  // of the step that runs and of the one launched ahead of it
   std::uint64_t num_launched_ = 0;
   std::uint64_t num_collected_ = 0;

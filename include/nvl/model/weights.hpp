@@ -1,17 +1,20 @@
 #pragma once
-/// The weights of one rank, packed for its device: Q, K and V in one matrix, gate and up in another.
+/// One rank's shard of the weights, packed for its device: Q, K and V in one matrix, gate and up in another.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/host_tensor.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/weight_names.hpp>
+#include <nvl/model/model_shard.hpp>
+#include <nvl/model/tensor_slices.hpp>
 #include <nvl/ops/device_ops.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 
 #include <concepts>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -57,52 +60,66 @@ struct ModelWeights {
   const Weight& head() const noexcept { return lm_head ? *lm_head : embed; }
 };
 
-/// Packs the weights of `config` for the device of `ops`.
-/// \throws FileError or InvalidArgument that names a missing or misshapen tensor; Unsupported for more than one rank.
-template <DeviceOps Ops, WeightSource Source, RankContext Context>
-ModelWeights<Ops> load_weights(const ModelConfig& config, const Source& source, Ops& ops, const Context& context,
-                               const LoadProgress& progress = {}) {
+/// Packs one rank's shard of the weights of `config` for the device of `ops`: heads and MLP features by output for the matrices
+/// that a row enters, by input for those whose results are added up, rows of the vocabulary for embedding and head.
+/// \param slices what was cut lives there; it outlives ops.finish_loading()
+/// \throws FileError or InvalidArgument that names a missing or misshapen tensor, or one that cannot be cut so
+template <DeviceOps Ops, WeightSource Source>
+ModelWeights<Ops> load_weights(const ModelConfig& config, const ModelShard& shard, const Source& source, Ops& ops,
+                               TensorSlices& slices, const LoadProgress& progress = {}) {
   namespace n = weight_names;
-  if (context.world_size() != 1) {
-    raise(Unsupported("this version loads whole weights: a ParallelStrategy of " + std::to_string(context.world_size()) +
-                      " ranks needs sharded loading"));
-  }
   using Tensors = std::vector<const HostTensor*>;
-  const auto get = [&](const std::string& name) {
+  const auto find = [&](const std::string& name) -> const HostTensor& {
     const HostTensor* tensor = source.find(name);
     NVL_EXPECTS(tensor != nullptr, "weight " + name, "missing", "there: the configuration has it");
-    return tensor;
+    return *tensor;
   };
-  const auto vector = [&](const std::string& name) { return ops.load_vector(*get(name)); };
+  const auto vector = [&](const std::string& name) { return ops.load_vector(find(name)); };
+  const auto heads = [&](Shard of_heads) { return Shard{of_heads.begin * config.head_dim, of_heads.end * config.head_dim}; };
+  const Shard q = heads(shard.q_heads), kv = heads(shard.kv_heads), mlp = shard.intermediate;
+  const auto vocabulary = [&](std::string_view name) {
+    return ops.load_weight(Tensors{slices.rows(find(std::string(name)), shard.vocab)}, Tensors{});
+  };
 
   ModelWeights<Ops> weights;
-  weights.embed = ops.load_weight(Tensors{get(std::string(n::embed))}, Tensors{});
+  weights.embed = vocabulary(n::embed);
   weights.layers.reserve(static_cast<std::size_t>(config.num_layers));
   for (std::int32_t layer = 0; layer < config.num_layers; ++layer) {
     const auto in_layer = [&](std::string_view name) { return n::of_layer(layer, name); };
-    const auto all = [&](std::initializer_list<std::string_view> names, bool there) {
+    struct Part {
+      std::string_view name;
+      Shard rows;
+    };
+    const auto rows = [&](std::initializer_list<Part> parts, bool there = true) {
       Tensors tensors;
       if (there) {
-        for (const std::string_view name : names) { tensors.push_back(get(in_layer(name))); }
+        for (const Part& part : parts) { tensors.push_back(slices.rows(find(in_layer(part.name)), part.rows)); }
       }
       return tensors;
     };
+    // A bias is added once, by the first of the ranks whose results are added up.
+    const auto columns = [&](std::string_view name, Shard wanted, std::string_view bias, bool has_bias) {
+      const bool adds_bias = has_bias && wanted.begin == 0;
+      return ops.load_weight(Tensors{slices.columns(find(in_layer(name)), wanted)},
+                             adds_bias ? Tensors{&find(in_layer(bias))} : Tensors{});
+    };
     LayerWeights<Ops>& w = weights.layers.emplace_back();
     w.attn_norm = vector(in_layer(n::attn_norm));
-    w.qkv =
-        ops.load_weight(all({n::q_proj, n::k_proj, n::v_proj}, true), all({n::q_bias, n::k_bias, n::v_bias}, config.qkv_bias));
+    w.qkv = ops.load_weight(rows({{n::q_proj, q}, {n::k_proj, kv}, {n::v_proj, kv}}),
+                            rows({{n::q_bias, q}, {n::k_bias, kv}, {n::v_bias, kv}}, config.qkv_bias));
     if (config.qk_norm) {
       w.q_norm = vector(in_layer(n::q_norm));
       w.k_norm = vector(in_layer(n::k_norm));
     }
-    w.o = ops.load_weight(all({n::o_proj}, true), all({n::o_bias}, config.o_bias));
+    w.o = columns(n::o_proj, q, n::o_bias, config.o_bias);
     w.mlp_norm = vector(in_layer(n::mlp_norm));
-    w.gate_up = ops.load_weight(all({n::gate_proj, n::up_proj}, true), all({n::gate_bias, n::up_bias}, config.mlp_bias));
-    w.down = ops.load_weight(all({n::down_proj}, true), all({n::down_bias}, config.mlp_bias));
+    w.gate_up = ops.load_weight(rows({{n::gate_proj, mlp}, {n::up_proj, mlp}}),
+                                rows({{n::gate_bias, mlp}, {n::up_bias, mlp}}, config.mlp_bias));
+    w.down = columns(n::down_proj, mlp, n::down_bias, config.mlp_bias);
     if (progress) { progress(static_cast<double>(layer + 1) / (config.num_layers + 1)); }
   }
   weights.final_norm = vector(std::string(n::final_norm));
-  if (!config.tie_word_embeddings) { weights.lm_head = ops.load_weight(Tensors{get(std::string(n::lm_head))}, Tensors{}); }
+  if (!config.tie_word_embeddings) { weights.lm_head = vocabulary(n::lm_head); }
   if (progress) { progress(1.0); }
   return weights;
 }

@@ -20,12 +20,14 @@
 #include <nvl/ops/cpu_sampler.hpp>
 #include <nvl/ops/cpu_weight.hpp>
 #include <nvl/ops/device_ops.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
 
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -76,14 +78,12 @@ class CpuOps {
   static std::span<const float> read(const float* values, std::size_t n) noexcept { return {values, n}; }
 
   void embed(T* out, std::span<const TokenId> ids, const Weight& table) {
-    const std::int32_t hidden = table.in_features();
-    threads_.parallel_for(static_cast<std::int64_t>(ids.size()), 8, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<float> row(static_cast<std::size_t>(hidden));
-      for (std::int64_t t = begin; t < end; ++t) {
-        table.unpack_row(ids[static_cast<std::size_t>(t)], row.data());
-        for (std::int32_t i = 0; i < hidden; ++i) { out[t * hidden + i] = static_cast<T>(row[static_cast<std::size_t>(i)]); }
-      }
-    });
+    embed_rows(out, ids, table, [](TokenId id) { return id; });
+  }
+
+  void embed_shard(T* out, std::span<const TokenId> ids, const Weight& table, std::int32_t first) {
+    embed_rows(out, ids, table,
+               [&](TokenId id) { return id >= first && id - first < table.out_features() ? id - first : no_row; });
   }
 
   void rms_norm(T* out, const T* x, const Vector& w, std::int32_t rows, float eps) {
@@ -167,8 +167,67 @@ class CpuOps {
     sampler_.sample_rows(threads_, in, logits, vocab_size, out);
   }
 
+  static void join_columns(float* out, std::span<const float* const> parts, std::int32_t rows, std::span<const Shard> columns) {
+    const std::int64_t width = columns.back().end;
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      const std::int64_t n = columns[part].size();
+      for (std::int64_t r = 0; r < rows; ++r) { std::copy_n(parts[part] + r * n, n, out + r * width + columns[part].begin); }
+    }
+  }
+
+  void find_maxima(RowMaximum* out, const float* logits, std::int32_t rows, Shard columns) {
+    const auto n = static_cast<std::size_t>(columns.size());
+    threads_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const std::span<const float> row(logits + static_cast<std::size_t>(r) * n, n);
+        const detail::RowScan scan = detail::scan_row(row);
+        const auto best = std::find(row.begin(), row.end(), scan.max);
+        const auto token = columns.begin + static_cast<TokenId>(best - row.begin());
+        out[r] = {.logit = scan.max, .token = token, .is_finite = scan.finite ? 1 : 0};
+      }
+    });
+  }
+
+  static void choose_maxima(std::span<const RowMaximum* const> parts, const StepInput& in, StepOutput& out) {
+    out.sampled.resize(in.sampling.size());
+    for (std::size_t r = 0; r < out.sampled.size(); ++r) {
+      const RowMaximum* best = &parts.front()[r];
+      bool is_finite = true;
+      for (const RowMaximum* const part : parts) {
+        is_finite = is_finite && part[r].is_finite != 0;
+        // Parts come in the order of their ids: of equals, the first stays.
+        if (part[r].logit > best->logit) { best = &part[r]; }
+      }
+      SampledToken& sampled = out.sampled[r];
+      sampled.token = is_finite ? best->token : 0;
+      sampled.logprob = 0;
+      sampled.finite = is_finite;
+      sampled.top_logprobs.clear();
+    }
+  }
+
  private:
   static constexpr std::int32_t max_head_dim = 1024;
+
+  static constexpr std::int32_t no_row = std::numeric_limits<std::int32_t>::min();
+
+  /// `row_of(id)`: a row of the table, or no_row for zeros.
+  template <class RowOf>
+  void embed_rows(T* out, std::span<const TokenId> ids, const Weight& table, RowOf&& row_of) {
+    const std::int32_t hidden = table.in_features();
+    threads_.parallel_for(static_cast<std::int64_t>(ids.size()), 8, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> row(static_cast<std::size_t>(hidden));
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int32_t from = row_of(ids[static_cast<std::size_t>(t)]);
+        if (from != no_row) {
+          table.unpack_row(from, row.data());
+        } else {
+          std::ranges::fill(row, 0.0f);
+        }
+        for (std::int32_t i = 0; i < hidden; ++i) { out[t * hidden + i] = static_cast<T>(row[static_cast<std::size_t>(i)]); }
+      }
+    });
+  }
 
   void rope_and_store(const QkNormRopeStore<CpuOps>& call, std::int64_t t) {
     const std::int32_t d = call.layout.head_dim;
@@ -201,7 +260,7 @@ class CpuOps {
   CpuSampler sampler_;
 };
 
-static_assert(TransferringOps<CpuOps<float>>);
-static_assert(TransferringOps<CpuOps<bf16>>);
+static_assert(TransferringOps<CpuOps<float>> && ShardingOps<CpuOps<float>>);
+static_assert(TransferringOps<CpuOps<bf16>> && ShardingOps<CpuOps<bf16>>);
 
 }  // namespace nvl::inline NVL_ABI

@@ -10,6 +10,7 @@
 #include <nvl/core/rope_table.hpp>
 #include <nvl/core/step.hpp>
 #include <nvl/core/step_limits.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
 
 #include <concepts>
 #include <cstddef>
@@ -126,6 +127,34 @@ concept DeviceOps =
       o.gather_rows(residual, const_residual, indices, n);
       o.copy_blocks(out, layout, n, copies);
       o.sample(in, const_logits, n, sampled);
+    };
+
+/// The most likely token of a row, in one rank's part of the vocabulary.
+struct RowMaximum {
+  float logit = 0;
+  TokenId token = 0;
+  std::int32_t is_finite = 0;  // 0: a logit of the part is NaN or infinite
+};
+
+/// Refinement: the vocabulary may be split over ranks. Device memory throughout.
+///
+/// | expression                                  | meaning                                                                  |
+/// |---------------------------------------------|--------------------------------------------------------------------------|
+/// | `o.embed_shard(out, ids, table, first)`     | as `embed`; `table` begins with row `first` of the whole, and the rows   |
+/// |                                             | of ids that it does not have are zero                                    |
+/// | `o.join_columns(out, parts, rows, columns)` | out[rows, n]: columns[i] of it from parts[i], [rows, columns[i].size()]  |
+/// | `o.find_maxima(out, logits, rows, columns)` | out[r]: of logits [rows, columns.size()], ids from columns.begin on      |
+/// | `o.choose_maxima(parts, in, out)`           | out.sampled[r]: the most likely of parts[i][r], the lower id among equals |
+template <class O>
+concept ShardingOps =
+    DeviceOps<O> && requires(O o, Residual<O>* residual, std::span<const TokenId> ids, const typename O::Weight& table,
+                             float* logits, const float* const_logits, std::span<const float* const> parts,
+                             std::span<const Shard> columns, RowMaximum* maxima, std::span<const RowMaximum* const> all_maxima,
+                             Shard shard, std::int32_t n, const StepInput& in, StepOutput& sampled) {
+      o.embed_shard(residual, ids, table, n);
+      o.join_columns(logits, parts, n, columns);
+      o.find_maxima(maxima, const_logits, n, shard);
+      o.choose_maxima(all_maxima, in, sampled);
     };
 
 /// Arguments of `transfer_blocks`.

@@ -23,17 +23,40 @@ struct Shard {
 /// |-----------------------------|---------------|-----------------------------------------------------------------------------|
 /// | `cc.rank()`                 | Rank          | 0 <= rank < world_size                                                      |
 /// | `cc.world_size()`           | std::uint32_t | ranks that share one model                                                  |
+/// | `cc.num_slices()`           | std::uint32_t | ranks that share a layer, each with its slice of it                         |
+/// | `cc.slice_index()`          | std::uint32_t | which of them this is                                                       |
 /// | `cc.layers(n)`              | Shard         | of n layers, those whose weights and KV this rank holds                     |
-/// | `cc.slice(n)`               | Shard         | of n heads, columns or vocabulary rows, this rank's                         |
 /// | `c.all_reduce_sum(data, n)` | void          | data[i] becomes the sum over the ranks that share a layer, in a fixed order |
 template <class C, class Element = float>
 concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t count, std::int32_t n) {
   { cc.rank() } noexcept -> std::same_as<Rank>;
   { cc.world_size() } noexcept -> std::same_as<std::uint32_t>;
+  { cc.num_slices() } noexcept -> std::same_as<std::uint32_t>;
+  { cc.slice_index() } noexcept -> std::same_as<std::uint32_t>;
   { cc.layers(n) } -> std::same_as<Shard>;
-  { cc.slice(n) } -> std::same_as<Shard>;
   c.all_reduce_sum(data, count);
 };
+
+/// One rank of one, as the compiler knows it: there are no shards.
+template <class C>
+concept SingleRank = requires { requires C::world_size() == 1; };
+
+/// Refinement: ranks that share a layer put their slices of its result side by side.
+///
+/// | expression                   | returns | meaning                                                              |
+/// |------------------------------|---------|----------------------------------------------------------------------|
+/// | `c.all_gather(mine, all, n)` | void    | all[i * n + k] becomes `mine[k]` of the rank with the i-th slice      |
+template <class C, class Element = float>
+concept GatheringContext =
+    RankContext<C, Element> && requires(C c, const Element* mine, Element* all, std::int64_t n) { c.all_gather(mine, all, n); };
+
+/// Of n heads, columns or rows of the vocabulary, the part of the `index`-th of `count` ranks: as even as can be. Of fewer than `count`, one, and several ranks have
+/// the same.
+constexpr Shard slice_of(std::int32_t n, std::uint32_t index, std::uint32_t count) noexcept {
+  const auto bound = [&](std::uint32_t i) { return static_cast<std::int32_t>(std::int64_t{n} * i / count); };
+  const std::int32_t begin = bound(index);
+  return {begin, n > 0 && n < static_cast<std::int32_t>(count) ? begin + 1 : bound(index + 1)};
+}
 
 namespace detail::parallel_strategy {
 
@@ -62,8 +85,9 @@ concept ParallelStrategy = std::movable<P> && detail::parallel_strategy::has_con
 struct RankContextArchetype {
   Rank rank() const noexcept;
   std::uint32_t world_size() const noexcept;
+  std::uint32_t num_slices() const noexcept;
+  std::uint32_t slice_index() const noexcept;
   Shard layers(std::int32_t) const;
-  Shard slice(std::int32_t) const;
   template <class T>
   void all_reduce_sum(T*, std::int64_t);
 };

@@ -15,8 +15,9 @@ class SingleDevice {
   struct Context {
     static constexpr Rank rank() noexcept { return Rank{0}; }
     static constexpr std::uint32_t world_size() noexcept { return 1; }
+    static constexpr std::uint32_t num_slices() noexcept { return 1; }
+    static constexpr std::uint32_t slice_index() noexcept { return 0; }
     static constexpr Shard layers(std::int32_t n) noexcept { return {0, n}; }
-    static constexpr Shard slice(std::int32_t n) noexcept { return {0, n}; }
     template <class T>
     static constexpr void all_reduce_sum(T*, std::int64_t) noexcept {}
   };
@@ -31,6 +32,6 @@ class SingleDevice {
  private:
   Context context_;
 };
-static_assert(ParallelStrategy<SingleDevice>);
+static_assert(ParallelStrategy<SingleDevice> && SingleRank<SingleDevice::Context>);
 
 }  // namespace nvl::inline NVL_ABI

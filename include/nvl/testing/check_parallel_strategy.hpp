@@ -28,7 +28,7 @@ template <class Context>
 struct RankFacts {
   int calls = 0;
   const Context* address = nullptr;
-  std::uint32_t rank = 0, world_size = 0;
+  std::uint32_t rank = 0, world_size = 0, num_slices = 0, slice_index = 0;
   Shard layers, heads;
 };
 
@@ -44,7 +44,9 @@ auto ask_ranks(P& strategy, std::int32_t num_layers = 0, std::int32_t num_heads 
     mine.rank = index_of(context.rank());
     mine.world_size = context.world_size();
     if (num_layers > 0) { mine.layers = context.layers(num_layers); }
-    if (num_heads > 0) { mine.heads = context.slice(num_heads); }
+    mine.num_slices = context.num_slices();
+    mine.slice_index = context.slice_index();
+    if (num_heads > 0) { mine.heads = slice_of(num_heads, mine.slice_index, mine.num_slices); }
   });
   return facts;
 }
@@ -94,6 +96,29 @@ void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::
   }
 }
 
+/// Every rank of a layer gets what each of them has, by slice.
+template <class P, class Facts>
+void check_all_gather(Violations& broken, P& strategy, const Facts& facts, std::int64_t count) {
+  // What each has: the layers that it is of, and its slice.
+  const auto value = [](Shard layers, std::uint32_t slice) {
+    return static_cast<float>(layers.begin * 1000) + static_cast<float>(slice);
+  };
+  std::vector<char> right(facts.size(), 0);
+  strategy.for_each_rank([&](typename P::Context& context, std::uint32_t i) {
+    const auto n = static_cast<std::size_t>(count);
+    const std::vector<float> mine(n, value(facts[i].layers, facts[i].slice_index));
+    std::vector<float> all(n * facts[i].num_slices, -1.0f), expected;
+    for (std::uint32_t slice = 0; slice < facts[i].num_slices; ++slice) {
+      expected.insert(expected.end(), n, value(facts[i].layers, slice));
+    }
+    context.all_gather(mine.data(), all.data(), count);
+    right[i] = all == expected ? 1 : 0;
+  });
+  for (const char ok : right) {
+    if (!broken.expect(ok != 0, "all_gather does not put the ranks' data side by side, by slice")) { return; }
+  }
+}
+
 }  // namespace detail
 
 /// Everything that the tables of ParallelStrategy and RankContext promise. Shards and sums are checked if all ranks are local.
@@ -107,6 +132,7 @@ Violations check_parallel_strategy(P& strategy) {
   for (const auto& f : facts) {
     broken.expect(f.calls == 1, "for_each_rank called the function " + std::to_string(f.calls) + " times for one rank");
     broken.expect(f.world_size == world, "ranks disagree on world_size");
+    if (!broken.expect(f.slice_index < f.num_slices, "a slice_index is not below num_slices")) { return broken; }
     if (!broken.expect(f.rank < world, "a rank is not below world_size")) { return broken; }
     broken.expect(!seen[f.rank], "two contexts have the same rank");
     seen[f.rank] = true;
@@ -122,7 +148,10 @@ Violations check_parallel_strategy(P& strategy) {
       detail::check_shards(broken, detail::ask_ranks(strategy, factor * n, factor * n), factor * n, factor * n);
     }
     const auto shards = detail::ask_ranks(strategy, n, n);
-    for (const std::int64_t count : {0, 1, 7, 4096}) { detail::check_all_reduce(broken, strategy, shards, count); }
+    for (const std::int64_t count : {0, 1, 7, 4096}) {
+      detail::check_all_reduce(broken, strategy, shards, count);
+      if constexpr (GatheringContext<typename P::Context>) { detail::check_all_gather(broken, strategy, shards, count); }
+    }
   }
 #if defined(__cpp_exceptions)
   std::atomic<std::uint32_t> returned{0};

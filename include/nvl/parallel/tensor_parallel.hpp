@@ -1,0 +1,81 @@
+#pragma once
+/// The ParallelStrategy that splits every layer: each rank has some heads, some features of the MLP and a part of the vocabulary.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/parallel/group.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/parallel/rank_threads.hpp>
+#include <nvl/parallel/thread_group.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// Ranks of one process, each on a thread of its own. Two sums over the ranks a layer: after attention and after the MLP
+/// (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
+///
+/// If the work of one rank throws, the group is aborted, so that the others do not wait for it: the strategy is then of no use for
+/// sums any more.
+template <class Group = ThreadGroup>
+  requires RankGroup<Group>
+class TensorParallel {
+ public:
+  class Context {
+   public:
+    explicit Context(Group group) : group_(std::move(group)) {}
+
+    Rank rank() const noexcept { return group_.rank(); }
+    std::uint32_t world_size() const noexcept { return group_.size(); }
+    std::uint32_t num_slices() const noexcept { return group_.size(); }
+    std::uint32_t slice_index() const noexcept { return index_of(rank()); }
+    Shard layers(std::int32_t n) const noexcept { return {0, n}; }
+
+    template <class T>
+    void all_reduce_sum(T* data, std::int64_t n) {
+      group_.all_reduce_sum(data, n);
+    }
+    template <class T>
+    void all_gather(const T* mine, T* all, std::int64_t n) {
+      group_.all_gather(mine, all, n);
+    }
+    void abort(const char* why) noexcept { group_.abort(why); }
+
+   private:
+    Group group_;
+  };
+
+  /// \param ends all ranks' ends of one group, by rank; at least one
+  explicit TensorParallel(std::vector<Group> ends) : ranks_(std::make_unique<Ranks>(std::move(ends))) {}
+  /// Ranks of a new group.
+  explicit TensorParallel(std::uint32_t num_ranks)
+    requires requires { Group::make(num_ranks); }
+      : TensorParallel(Group::make(num_ranks)) {}
+
+  std::uint32_t num_local_ranks() const noexcept { return ranks_->threads.count(); }
+
+  template <class F>
+  void for_each_rank(F&& f) {
+    std::vector<Context>& contexts = ranks_->contexts;
+    ranks_->threads.run([&](std::uint32_t i) { f(contexts[i], i); },
+                        [&](std::uint32_t i, const char* what) noexcept { contexts[i].abort(what); });
+  }
+
+ private:
+  struct Ranks {
+    explicit Ranks(std::vector<Group> ends) : threads(static_cast<std::uint32_t>(ends.size())) {
+      contexts.reserve(ends.size());
+      for (Group& end : ends) { contexts.emplace_back(std::move(end)); }
+    }
+    std::vector<Context> contexts;
+    RankThreads threads;
+  };
+
+  std::unique_ptr<Ranks> ranks_;
+};
+static_assert(ParallelStrategy<TensorParallel<>> && GatheringContext<TensorParallel<>::Context>);
+
+}  // namespace nvl::inline NVL_ABI
