@@ -3,6 +3,10 @@
 
 #include <nvl/attention/cpu_paged_attention.hpp>
 #include <nvl/attention/kv_transfer.hpp>
+#include <nvl/engine/engine_load.hpp>
+#include <nvl/engine/least_tokens_router.hpp>
+#include <nvl/engine/request.hpp>
+#include <nvl/engine/round_robin_router.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
@@ -16,12 +20,14 @@
 #include <nvl/testing/check_block_allocator.hpp>
 #include <nvl/testing/check_kv_transfer.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
+#include <nvl/testing/check_router.hpp>
 #include <nvl/testing/check_scheduler_policy.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -567,6 +573,41 @@ struct KeepsTheList : HostTransfer {
   std::vector<std::span<const BlockCopy>> lists;
 };
 
+// Routers
+
+struct IgnoresWhoIsOpen {
+  std::size_t route(const Request&, std::span<const EngineLoad> loads) noexcept { return next++ % loads.size(); }
+  std::size_t next = 0;
+};
+
+struct CountsTheOpenOnly : RoundRobinRouter {
+  std::size_t route(const Request& request, std::span<const EngineLoad> loads) noexcept {
+    const std::size_t chosen = RoundRobinRouter::route(request, loads);
+    return static_cast<std::size_t>(std::ranges::count_if(loads.first(chosen), [](const auto& load) { return load.is_open; }));
+  }
+};
+
+struct GivesUpUnderLoad : LeastTokensRouter {
+  std::size_t route(const Request& request, std::span<const EngineLoad> loads) noexcept {
+    const std::size_t chosen = LeastTokensRouter::route(request, loads);
+    return loads[chosen].num_tokens > 1'000'000'000 ? loads.size() : chosen;
+  }
+};
+
+struct TrustsThePrompt : LeastTokensRouter {
+  std::size_t route(const Request& request, std::span<const EngineLoad> loads) noexcept {
+    return request.prompt_ids.empty() ? loads.size() : LeastTokensRouter::route(request, loads);
+  }
+};
+
+struct StaysWhereItWas : LeastTokensRouter {
+  std::size_t route(const Request& request, std::span<const EngineLoad> loads) noexcept {
+    if (last >= loads.size() || request.user == 0) { last = LeastTokensRouter::route(request, loads); }
+    return last;
+  }
+  std::size_t last = ~std::size_t{0};
+};
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("the suite reports an allocator that breaks a promise", "[conformance][host]", KeepsBlocksWhenItFails,
@@ -621,6 +662,11 @@ TEMPLATE_TEST_CASE("the suite reports a transfer that breaks a promise", "[confo
   const auto broken = testing::check_kv_transfer<TestType>(caches);
   CAPTURE(broken.text());
   CHECK_FALSE(broken.empty());
+}
+
+TEMPLATE_TEST_CASE("the suite reports a router that breaks a promise", "[conformance][host]", IgnoresWhoIsOpen, CountsTheOpenOnly,
+                   GivesUpUnderLoad, TrustsThePrompt, StaysWhereItWas) {
+  CHECK_FALSE(testing::check_router<TestType>().empty());
 }
 
 }  // namespace broken_policies_test

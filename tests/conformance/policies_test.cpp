@@ -5,6 +5,9 @@
 #include <nvl/attention/cpu_paged_attention.hpp>
 #include <nvl/attention/kv_transfer.hpp>
 #include <nvl/core/dtype.hpp>
+#include <nvl/engine/least_tokens_router.hpp>
+#include <nvl/engine/prefix_affinity_router.hpp>
+#include <nvl/engine/round_robin_router.hpp>
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
@@ -22,6 +25,7 @@
 #include <nvl/testing/check_kv_transfer.hpp>
 #include <nvl/testing/check_order.hpp>
 #include <nvl/testing/check_parallel_strategy.hpp>
+#include <nvl/testing/check_router.hpp>
 #include <nvl/testing/check_scheduler_policy.hpp>
 
 #include <catch2/catch_template_test_macros.hpp>
@@ -87,6 +91,20 @@ TEST_CASE("TensorParallel keeps the promises of ParallelStrategy", "[conformance
 TEMPLATE_TEST_CASE("HostKvTransfer keeps the promises of KvTransfer", "[conformance][host]", float, bf16, fp16) {
   nvl_test::HostCaches<TestType> caches;
   CHECK(testing::check_kv_transfer<HostKvTransfer<TestType>>(caches).text() == "");
+}
+
+TEMPLATE_TEST_CASE("a router keeps the promises of RouterPolicy", "[conformance][host]", RoundRobinRouter, LeastTokensRouter,
+                   PrefixAffinityRouter) {
+  CHECK(testing::check_router<TestType>().text() == "");
+}
+
+TEST_CASE("PrefixAffinityRouter keeps the promises of RouterPolicy with every bound", "[conformance][host]") {
+  for (const double epsilon : {0.0, 0.1, 1e6}) {
+    for (const std::int64_t slack : {0, 100}) {
+      const auto make = [&] { return PrefixAffinityRouter({.block_size = 4, .epsilon = epsilon, .slack_tokens = slack}); };
+      CHECK(testing::check_router<PrefixAffinityRouter>(make).text() == "");
+    }
+  }
 }
 
 }  // namespace policies_test

@@ -33,7 +33,7 @@ class ScriptedEngine {
     return id;
   }
 
-  bool abort(nvl::RequestId id) { return end(id, nvl::FinishReason::abort); }
+  bool abort(nvl::RequestId id, nvl::FinishReason reason = nvl::FinishReason::abort) { return end(id, reason); }
 
   bool step() {
     ++num_steps;

@@ -4,9 +4,11 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
+#include <nvl/engine/engine_load.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <concepts>
@@ -29,6 +31,8 @@ struct AsyncOptions {
   std::int64_t max_num_queued_tokens = 1 << 22;    // [tokens] of their prompts; an empty queue takes a request of any length
   std::int64_t max_num_stream_tokens = 4096;       // [tokens] that a stream keeps for its reader
   std::chrono::milliseconds stop_timeout{60'000};  // that the destructor waits for a step to come back
+  // Requests are numbered first_request_id, then always request_id_step more: engines side by side give no id twice.
+  std::uint64_t first_request_id = 0, request_id_step = 1;
 };
 
 /// What became of a submission. All are expected outcomes; only `accepted` will call the request's callbacks.
@@ -80,8 +84,11 @@ class AsyncCore {
 
   AsyncCore(std::unique_ptr<E> engine, const AsyncOptions& options)
       : options_(options),
+        next_id_(options.first_request_id),
         stats_(engine->stats()),
-        engine_(std::move(engine)) {}
+        engine_(std::move(engine)) {
+    if constexpr (requires { engine_->memory_plan().max_model_len; }) { max_model_len_ = engine_->memory_plan().max_model_len; }
+  }
 
   const AsyncOptions& options() const noexcept { return options_; }
   const E& engine() const noexcept { return *engine_; }
@@ -89,12 +96,12 @@ class AsyncCore {
 
   // Any thread
 
-  Submission submit(Request request, RequestCallbacks&& callbacks) {
+  /// Takes the request and the callbacks only if they are accepted.
+  Submission submit(Request&& request, RequestCallbacks&& callbacks) {
     engine_->validate(request);
     auto ticket = std::make_unique<Ticket>();
     ticket->num_tokens = static_cast<std::int64_t>(request.prompt_ids.size());
-    ticket->request = std::move(request);
-    ticket->callbacks = std::move(callbacks);
+    ticket->num_outstanding = most_tokens(request, max_model_len_);
     const std::lock_guard lock(mutex_);
     if (const Admission refused = admission_of(ticket->num_tokens); refused != Admission::accepted) { return {refused, {}}; }
     const RequestId id{next_id_};
@@ -103,9 +110,12 @@ class AsyncCore {
     if (inbox_.size() == inbox_.capacity()) { inbox_.reserve(2 * inbox_.size() + 16); }  // so that push_back cannot throw
     open_.emplace(id, std::move(ticket));
     inbox_.push_back(accepted);
-    ++next_id_;
+    accepted->request = std::move(request);
+    accepted->callbacks = std::move(callbacks);
+    next_id_ += options_.request_id_step;
     ++num_open_;
     inbox_tokens_ += accepted->num_tokens;
+    outstanding_tokens_.fetch_add(accepted->num_outstanding, std::memory_order_relaxed);
     work_.notify_one();
     return {Admission::accepted, id};
   }
@@ -156,6 +166,12 @@ class AsyncCore {
     const std::lock_guard lock(mutex_);
     return failure_;
   }
+  EngineLoad load(std::int64_t num_prompt_tokens) const {
+    const std::lock_guard lock(mutex_);
+    return {.num_reqs = static_cast<std::int64_t>(open_.size()),
+            .num_tokens = outstanding_tokens_.load(std::memory_order_relaxed),
+            .is_open = admission_of(num_prompt_tokens) == Admission::accepted};
+  }
 
   /// Takes the requests from a thread that does not come back from the engine, and ends them here. No callback runs after it.
   void abandon() {
@@ -200,7 +216,9 @@ class AsyncCore {
     RequestId engine_id{};  // the engine's own
     Request request;
     RequestCallbacks callbacks;
-    std::int64_t num_tokens = 0;  // of the prompt
+    std::int64_t num_tokens = 0;       // of the prompt
+    std::int64_t num_outstanding = 0;  // tokens: see EngineLoad
+    bool has_token = false;
     bool is_handed_over = false;  // the engine has it
     bool is_abort_wanted = false;
   };
@@ -262,20 +280,27 @@ class AsyncCore {
     contain(
         [&] {
           RequestCallbacks callbacks;
-          if (ticket.callbacks.on_token) {
-            callbacks.on_token = [this, at = &ticket](const TokenEvent& event) {
-              call([&] {
-                TokenEvent mine = event;
-                mine.request = at->id;
-                if (at->callbacks.on_token) { at->callbacks.on_token(mine); }
-              });
-            };
-          }
+          callbacks.on_token = [this, at = &ticket](const TokenEvent& event) {
+            settle(*at, std::exchange(at->has_token, true) ? 1 : at->num_tokens + 1);
+            if (!at->callbacks.on_token) { return; }
+            call([&] {
+              TokenEvent mine = event;
+              mine.request = at->id;
+              at->callbacks.on_token(mine);
+            });
+          };
           callbacks.on_finish = [this, at = &ticket](const Completion& done) { end(*at, done); };
           ticket.engine_id = engine_->submit(std::move(ticket.request), std::move(callbacks));
           ticket.is_handed_over = true;
         },
         [&](const char* what) { end(ticket, ended(FinishReason::error, what)); });
+  }
+
+  /// `count` tokens of a request are outstanding no more.
+  void settle(Ticket& ticket, std::int64_t count) noexcept {
+    const std::int64_t settled = std::min(count, ticket.num_outstanding);
+    ticket.num_outstanding -= settled;
+    outstanding_tokens_.fetch_sub(settled, std::memory_order_relaxed);
   }
 
   void abort_now(RequestId id) {
@@ -316,8 +341,11 @@ class AsyncCore {
     call([&] {
       {
         const std::lock_guard lock(mutex_);
+        // Now, not when the step is over: a callback that submits again is not told that the engine takes it.
+        if (done.finish_reason == FinishReason::error && !is_broken_) { note_failure(engine_->failure()); }
         node = open_.extract(ticket.id);
       }
+      if (!node.empty()) { settle(ticket, ticket.num_outstanding); }
       if (node.empty() || !ticket.callbacks.on_finish) { return; }
       contain([&] { report(ticket, done); }, [](const char*) {});  // it has ended already: nothing is left to do
     });
@@ -373,6 +401,8 @@ class AsyncCore {
   }
 
   const AsyncOptions options_;
+  std::int64_t max_model_len_ = 0;                   // [tokens] 0: the engine does not say
+  std::atomic<std::int64_t> outstanding_tokens_{0};  // of the requests in open_
   mutable std::mutex mutex_;
   std::condition_variable work_;     // for the engine's thread
   std::condition_variable changed_;  // for those who wait for it
@@ -385,7 +415,7 @@ class AsyncCore {
   std::int64_t inbox_tokens_ = 0;
   std::int64_t queued_reqs_ = 0;  // taken, and not scheduled when that was last published
   std::int64_t queued_tokens_ = 0;
-  std::uint64_t next_id_ = 0;
+  std::uint64_t next_id_;
   EngineStats stats_;
   std::string failure_;
   bool has_failed_ = false;

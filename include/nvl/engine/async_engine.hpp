@@ -6,6 +6,7 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/engine/any_engine.hpp>
 #include <nvl/engine/async_core.hpp>
+#include <nvl/engine/engine_load.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/request.hpp>
 #include <nvl/engine/token_stream.hpp>
@@ -62,6 +63,7 @@ class AsyncEngine {
     NVL_EXPECTS(options.max_num_queued_reqs >= 1, "max_num_queued_reqs", options.max_num_queued_reqs, "at least 1");
     NVL_EXPECTS(options.max_num_queued_tokens >= 1, "max_num_queued_tokens", options.max_num_queued_tokens, "at least 1");
     NVL_EXPECTS(options.max_num_stream_tokens >= 1, "max_num_stream_tokens", options.max_num_stream_tokens, "at least 1");
+    NVL_EXPECTS(options.request_id_step >= 1, "request_id_step", options.request_id_step, "at least 1");
     NVL_EXPECTS(options.stop_timeout.count() >= 0, "stop_timeout", options.stop_timeout.count(), "not negative [ms]");
     core_ = std::make_shared<Core>(std::move(engine), options);
     std::string error;
@@ -87,13 +89,17 @@ class AsyncEngine {
     }
   }
 
+  /// A request that is not accepted stays whole where it was moved from, with its callbacks, for another attempt.
   /// \throws InvalidArgument for a request that could never run. Then nothing changed, and nothing will be called.
-  [[nodiscard]] Submission submit(Request request, RequestCallbacks callbacks = {}) {
+  [[nodiscard]] Submission submit(Request&& request, RequestCallbacks&& callbacks = {}) {
     return core_->submit(std::move(request), std::move(callbacks));
+  }
+  [[nodiscard]] Submission submit(const Request& request, RequestCallbacks callbacks = {}) {
+    return submit(Request(request), std::move(callbacks));
   }
 
   /// As `submit`, with the result as a future.
-  [[nodiscard]] FutureSubmission submit_for_result(Request request) {
+  [[nodiscard]] FutureSubmission submit_for_result(Request&& request) {
     auto promise = std::make_shared<std::promise<Completion>>();
     FutureSubmission answer;
     answer.completion = promise->get_future();
@@ -102,9 +108,10 @@ class AsyncEngine {
     if (!answer) { answer.completion = {}; }
     return answer;
   }
+  [[nodiscard]] FutureSubmission submit_for_result(const Request& request) { return submit_for_result(Request(request)); }
 
   /// As `submit`, with the tokens as a stream of at most AsyncOptions::max_num_stream_tokens that are not read yet.
-  [[nodiscard]] StreamSubmission submit_for_stream(Request request) {
+  [[nodiscard]] StreamSubmission submit_for_stream(Request&& request) {
     auto buffer = std::make_shared<detail::StreamBuffer>(static_cast<std::size_t>(core_->options().max_num_stream_tokens));
     const auto on_token = [buffer, core = core_.get()](const TokenEvent& event) {
       if (!buffer->push(event)) { core->abort(event.request); }
@@ -119,6 +126,7 @@ class AsyncEngine {
     }
     return answer;
   }
+  [[nodiscard]] StreamSubmission submit_for_stream(const Request& request) { return submit_for_stream(Request(request)); }
 
   /// Ends a request wherever it is: its blocks are free before the engine's next step. True if it had not ended; it ends once,
   /// with FinishReason::abort unless it was ending by itself. Tokens of the step at work may still be reported.
@@ -126,6 +134,9 @@ class AsyncEngine {
 
   /// Takes no requests from now on.
   void close() { core_->close(); }
+
+  /// As `stop`, without waiting for it; callbacks may call it.
+  void request_stop() { core_->stop(); }
 
   /// Closes and waits until every request has ended. True if that came to pass within `timeout`. Not for callbacks.
   bool drain(Clock::duration timeout) {
@@ -146,6 +157,10 @@ class AsyncEngine {
   EngineStats stats() const { return core_->stats(); }
   /// [requests] accepted and not ended when the last step ended
   std::size_t num_open() const { return core_->num_open(); }
+  /// Of now; is_open as a request of so many prompt tokens would find it.
+  EngineLoad load(std::int64_t num_prompt_tokens = 1) const { return core_->load(num_prompt_tokens); }
+  /// True in a callback.
+  bool is_on_thread() const noexcept { return core_->is_on_thread(); }
   /// Empty, or why the engine died.
   std::string failure() const { return core_->failure(); }
   /// For what of it never changes: its config, its memory plan.

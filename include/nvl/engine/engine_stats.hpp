@@ -110,7 +110,7 @@ struct EngineStats {
   std::uint64_t finished(FinishReason reason) const noexcept { return num_finished[static_cast<std::size_t>(reason)]; }
 };
 
-/// Of two engines that work on the same requests: what was counted is added up; last_step is the second one's.
+/// Of two engines together: what was counted is added up; last_step is the second one's.
 inline EngineStats combined(const EngineStats& first, EngineStats second) noexcept {
   EngineStats& s = second;
   s.num_steps += first.num_steps;
