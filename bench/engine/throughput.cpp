@@ -17,7 +17,8 @@ void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
   common.add_model_to(parser);
   parser.group("Load");
   parser.option("--dataset", dataset, "NAME",
-                "nano-vllm: what its bench.py asks, 256 requests of 100 to 1024 tokens in and out; or another of " +
+                "nano-vllm: what its bench.py asks, 256 requests of 100 to 1024 tokens in and out, so many for each replica; or "
+                "another of " +
                     trace_list() + ". Default: nano-vllm, unless a length or number is given.");
   parser.option("--num-prompts", num_prompts, "N", "All but nano-vllm: requests. Default: 64, of random; 1000 of the others.");
   parser.option("--input-len", input_len, "N", "random: prompt tokens of a request. Default: 512.");
@@ -35,6 +36,7 @@ void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
       "--fresh-ids", fresh_ids,
       "Each counted run has the same lengths and new ids, so that the prefix cache is cold; all but nano-vllm always do.");
   common.add_rest_to(parser);
+  common.model.parallel.add_to(parser);
   parser.group("Output");
   parser.option("--step-log", step_log, "FILE", "Writes a line a step of the counted runs: its work and its time, as CSV.");
 }
@@ -64,6 +66,10 @@ void ThroughputCommand::validate() {
     throw UsageError("--request-rate is " + fixed(*request_rate, 3) + ": must be above 0");
   }
   if (think_time < 0) { throw UsageError("--think-time is " + fixed(think_time, 3) + ": must not be negative"); }
+  if (common.model.parallel.data_parallel_size > 1) {
+    if (step_log) { throw UsageError("--step-log needs --data-parallel-size 1: replicas step side by side"); }
+    if (common.batch_invariant) { throw UsageError("--batch-invariant needs --data-parallel-size 1"); }
+  }
   if (step_log) { require_writable(*step_log); }
   if (num_warmups.value_or(0) < 0) {
     throw UsageError("--num-warmups is " + std::to_string(*num_warmups) + ": must not be negative");
@@ -85,6 +91,9 @@ Workload ThroughputCommand::make_load(const nvl::ModelConfig& config, std::uint6
       throw UsageError("--dataset nano-vllm has ids up to " + std::to_string(load.num_ids - 1) + ", the model's vocabulary is " +
                        std::to_string(config.vocab_size) + ": --dataset random takes any");
     }
+    RandomIds fresh(load.num_ids, common.seed + 2);
+    const Workload one = load;
+    for (std::int32_t i = 1; i < common.model.parallel.data_parallel_size; ++i) { load.append(one.with_fresh_ids(fresh)); }
     if (request_rate) {
       TraceOptions arrivals = options;
       arrivals.num_prompts = std::ssize(load.prompts);
@@ -132,7 +141,8 @@ int ThroughputCommand::run(const std::vector<std::string>& command) {
   };
 
   nvl::EngineOptions options;
-  options.max_num_seqs = static_cast<std::int32_t>(std::clamp<std::size_t>(load.size(), 2, 256));
+  const auto num_replicas = static_cast<std::size_t>(common.model.parallel.data_parallel_size);
+  options.max_num_seqs = static_cast<std::int32_t>(std::clamp<std::size_t>(load.size() / num_replicas, 2, 256));
   if (common.model.device != "cpu") { options.max_num_batched_tokens = 16384; }  // as the peers
   options.max_model_len = load.max_total_len();
   const OpenedEngine opened = open_engine(model, common, options);

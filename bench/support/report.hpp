@@ -146,8 +146,9 @@ inline std::string markdown_table(const std::vector<std::vector<std::string>>& r
 /// The header of a printed report, from environment().
 inline std::string markdown_header(const Json& environment, std::string_view title) {
   std::string out = "## nvl-bench " + std::string(title) + "\n\n";
-  for (const char* key : {"command", "model", "dtype", "device_name", "driver", "cuda_toolkit", "sm_clock_mhz", "mem_clock_mhz",
-                          "cpu", "num_threads", "compiler", "nvl_version", "git_commit", "date"}) {
+  for (const char* key :
+       {"command", "model", "dtype", "device_name", "driver", "cuda_toolkit", "sm_clock_mhz", "mem_clock_mhz", "cpu",
+        "num_threads", "data_parallel_size", "router", "compiler", "nvl_version", "git_commit", "date"}) {
     if (!environment.contains(key)) { continue; }
     const Json& value = environment.at(key);
     out += "- " + std::string(key) + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";

@@ -102,6 +102,12 @@ struct Workload {
     for (auto& prompt : fresh.prompts) { prompt = random.ids(static_cast<std::int32_t>(prompt.size())); }
     return fresh;
   }
+
+  /// The requests of `more` come behind these; neither has arrival times.
+  void append(const Workload& more) {
+    prompts.insert(prompts.end(), more.prompts.begin(), more.prompts.end());
+    output_lens.insert(output_lens.end(), more.output_lens.begin(), more.output_lens.end());
+  }
 };
 
 /// What bench.py of nano-vllm asks (https://github.com/GeeeekExplorer/nano-vllm), draw by draw:

@@ -2,6 +2,13 @@
 
 #include "support/policies.hpp"
 
+#include <nvl/engine/any_data_parallel_engine.hpp>
+#include <nvl/engine/data_parallel_engine.hpp>
+#include <nvl/engine/least_tokens_router.hpp>
+#include <nvl/engine/prefix_affinity_router.hpp>
+#include <nvl/engine/round_robin_router.hpp>
+
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -28,18 +35,36 @@ void require_reader(const PolicyOptions& policies, const nvl::SchedulingOptions&
   }
 }
 
-}  // namespace
-
-std::unique_ptr<nvl::AnyEngine> make_engine(const ModelOptions& model, const nvl::ModelConfig& config,
-                                            nvl::AnyWeightSource source, const nvl::EngineOptions& options,
-                                            std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
-  require_reader(model.policies, options.scheduling);
+std::unique_ptr<nvl::AnyEngine> make_one_engine(const ModelOptions& model, const nvl::ModelConfig& config,
+                                                nvl::AnyWeightSource source, const nvl::EngineOptions& options,
+                                                std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
   if (model.device == "cuda") { return make_cuda_engine(model.policies, config, source, options, dtype, progress); }
   return with_policies(model.policies, [&]<class S, class A>(Policies<S, A>) {
     return nvl::with_engine_type(nvl::CpuEngines<S, A>{}, config, dtype, [&]<class E>(std::type_identity<E>) {
       return nvl::make_any_engine<E>(config, source, options, progress);
     });
   });
+}
+
+}  // namespace
+
+std::unique_ptr<nvl::AnyEngine> make_engine(const ModelOptions& model, const nvl::ModelConfig& config,
+                                            nvl::AnyWeightSource source, const nvl::EngineOptions& options,
+                                            std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
+  require_reader(model.policies, options.scheduling);
+  const ParallelOptions& parallel = model.parallel;
+  if (parallel.data_parallel_size == 1) { return make_one_engine(model, config, source, options, dtype, progress); }
+  auto replicas = nvl::make_replicas(parallel.data_parallel_size, [&](std::int32_t i) {
+    return make_one_engine(model, config, source, parallel.of_replica(i, model.device == "cpu", options), dtype,
+                           i == 0 ? progress : nvl::LoadProgress());
+  });
+  const std::string name = parallel.router_name();
+  if (name == "round-robin") { return nvl::make_data_parallel_engine(std::move(replicas), nvl::RoundRobinRouter()); }
+  if (name == "prefix-affinity") {
+    const std::int32_t block_size = replicas.front()->memory_plan().block_size;
+    return nvl::make_data_parallel_engine(std::move(replicas), nvl::PrefixAffinityRouter({.block_size = block_size}));
+  }
+  return nvl::make_data_parallel_engine(std::move(replicas), nvl::LeastTokensRouter());
 }
 
 }  // namespace nvl_examples

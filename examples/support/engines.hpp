@@ -28,7 +28,8 @@ struct DeviceDescription {
   std::string name, driver, toolkit;
 };
 
-/// An engine on the device and with the policies of `model`. `dtype` none: what suits the device.
+/// An engine on the device and with the policies of `model`, or as many replicas as it asks for behind its router. `dtype` none:
+/// what suits the device.
 /// \throws what the engine throws; UsageError for policies that are not compiled in; nvl::Unsupported for cuda in a program that
 /// was built without it
 std::unique_ptr<nvl::AnyEngine> make_engine(const ModelOptions& model, const nvl::ModelConfig& config,

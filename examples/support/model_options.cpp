@@ -1,6 +1,11 @@
 #include "support/model_options.hpp"
 
+#include <nvl/core/thread_pool.hpp>
+#include <nvl/ops/cpu_device.hpp>
+
+#include <algorithm>
 #include <cstdlib>
+#include <string_view>
 
 namespace nvl_examples {
 
@@ -19,6 +24,46 @@ void PolicyOptions::add_to(OptionParser& parser) {
 std::string to_string(const PolicyOptions& policies) {
   return "--scheduler " + policies.scheduler + " --preemption " + policies.preemption + " --prefix-cache " +
          policies.prefix_cache;
+}
+
+void ParallelOptions::add_to(OptionParser& parser) {
+  parser.group("Several engines");
+  parser.option(
+      "-dp,--data-parallel-size", data_parallel_size, "N",
+      "Replicas of the engine that share the requests: on N GPUs from the first one on, or on shares of the CPU's threads. "
+      "Sizes of memory and batch are those of each. Default: 1.");
+  parser.option(
+      "--router", router, "NAME",
+      "Which replica gets a request: round-robin, least-tokens (outstanding), or prefix-affinity: those that begin alike "
+      "go to the same one. Default: " +
+          std::string(default_router) + ".");
+}
+
+void ParallelOptions::validate() const {
+  constexpr std::int32_t most = 64;
+  if (data_parallel_size < 1 || data_parallel_size > most) {
+    throw UsageError("--data-parallel-size is " + std::to_string(data_parallel_size) + ": must be 1 to " + std::to_string(most));
+  }
+  if (!router) { return; }
+  if (*router != "round-robin" && *router != "least-tokens" && *router != "prefix-affinity") {
+    throw UsageError("--router is \"" + *router + "\": must be round-robin, least-tokens or prefix-affinity");
+  }
+  if (data_parallel_size == 1) { throw UsageError("--router is \"" + *router + "\": needs --data-parallel-size above 1"); }
+}
+
+nvl::EngineOptions ParallelOptions::of_replica(std::int32_t i, bool is_on_cpu, nvl::EngineOptions options) const {
+  if (options.seed) { *options.seed += static_cast<std::uint64_t>(i); }  // two replicas do not draw the same seeds
+  if (!is_on_cpu) {
+    options.device.ordinal += i;
+    return options;
+  }
+  std::int32_t& threads = options.device.num_threads;
+  if (threads == 0) { threads = nvl::ThreadPool::default_num_threads(); }
+  if (threads > 0) { threads = std::max(1, threads / data_parallel_size + (i < threads % data_parallel_size ? 1 : 0)); }
+  if (options.kv_cache_memory_bytes == 0 && options.num_blocks == 0) {
+    options.kv_cache_memory_bytes = nvl::CpuDevice::memory(options.device).budget_bytes / data_parallel_size;
+  }
+  return options;
 }
 
 void ModelOptions::add_model_to(OptionParser& parser) {
@@ -55,6 +100,7 @@ void ModelOptions::validate() const {
   }
   if (device != "cpu" && device != "cuda") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
   static_cast<void>(element_type());
+  parallel.validate();
 }
 
 std::optional<nvl::DType> ModelOptions::element_type() const {

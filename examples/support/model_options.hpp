@@ -28,6 +28,21 @@ struct PolicyOptions {
 /// As on the command line.
 std::string to_string(const PolicyOptions& policies);
 
+/// How many engines share the work.
+struct ParallelOptions {
+  std::int32_t data_parallel_size = 1;
+  std::optional<std::string> router;
+
+  static constexpr const char* default_router = "least-tokens";
+
+  void add_to(OptionParser& parser);
+  /// \throws UsageError
+  void validate() const;
+  std::string router_name() const { return router.value_or(default_router); }
+  /// The options of replica `i` of an engine with `options`: its share of the CPU, or its GPU.
+  nvl::EngineOptions of_replica(std::int32_t i, bool is_on_cpu, nvl::EngineOptions options) const;
+};
+
 /// Which model runs where.
 struct ModelOptions {
   std::filesystem::path model;
@@ -40,6 +55,7 @@ struct ModelOptions {
   bool memory_plan = false;
   bool check_tensors = false;
   PolicyOptions policies;
+  ParallelOptions parallel;
 
   void add_model_to(OptionParser& parser);
   void add_device_to(OptionParser& parser);

@@ -102,7 +102,8 @@ std::int64_t parse_byte_count(std::string_view name, const std::string& text) {
 struct OptionParser::Impl {
   struct Entry {
     CLI::Option* option = nullptr;
-    std::string name;  // main one, with dashes
+    std::string name;       // main one, with dashes
+    std::string word_name;  // with one dash and several letters, which CLI11 does not know; empty: none
     std::string metavar, help, group;
     bool repeatable = false;
     Setter setter;
@@ -120,6 +121,35 @@ struct OptionParser::Impl {
     std::string names;
     for (const auto& command : commands) { names += (names.empty() ? "" : " or ") + command->impl_->app->get_name(); }
     return names;
+  }
+
+  const Entry* find_by_word_name(std::string_view word) const {
+    for (const Entry& entry : entries) {
+      if (!entry.word_name.empty() && entry.word_name == word) { return &entry; }
+    }
+    for (const auto& command : commands) {
+      if (const Entry* const found = command->impl_->find_by_word_name(word)) { return found; }
+    }
+    return nullptr;
+  }
+
+  /// True if the word behind `word` is its value.
+  bool takes_value(const std::string& word) const {
+    for (const Entry& entry : entries) {
+      if (!entry.metavar.empty() && entry.option->check_name(word)) { return true; }
+    }
+    return std::ranges::any_of(commands, [&](const auto& command) { return command->impl_->takes_value(word); });
+  }
+
+  /// The command line in CLI11's terms: "-dp 4" and "-dp=4" become "--data-parallel-size 4".
+  std::vector<std::string> words(int argc, const char* const* argv) const {
+    std::vector<std::string> result(argv, argv + argc);
+    for (std::size_t i = 1; i < result.size(); ++i) {
+      if (takes_value(result[i - 1])) { continue; }
+      const std::string given = result[i].substr(0, result[i].find('='));
+      if (const Entry* const entry = find_by_word_name(given)) { result[i].replace(0, given.size(), entry->name); }
+    }
+    return result;
   }
 
   /// Unknown words are collected, not thrown, so that the message can suggest what was meant.
@@ -181,10 +211,20 @@ const std::string& OptionParser::chosen_command() const noexcept { return impl_-
 
 void OptionParser::add(const std::string& names, std::string metavar, std::string help, bool repeatable, Setter setter) {
   Impl::Entry entry;
+  std::string known;  // to CLI11
+  for (std::string_view rest = names; !rest.empty();) {
+    const std::string_view name = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(name.size() + 1, rest.size()));
+    if (name.size() > 2 && name[1] != '-') {
+      entry.word_name = name;
+    } else {
+      known += (known.empty() ? "" : ",") + std::string(name);
+    }
+  }
   if (metavar.empty()) {
-    entry.option = impl_->app->add_flag(names);
+    entry.option = impl_->app->add_flag(known);
   } else {
-    entry.option = impl_->app->add_option(names, CLI::callback_t([](const CLI::results_t&) { return true; }));
+    entry.option = impl_->app->add_option(known, CLI::callback_t([](const CLI::results_t&) { return true; }));
     entry.option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
   }
   entry.name = "--" + entry.option->get_lnames().at(0);
@@ -218,7 +258,10 @@ bool OptionParser::parse(int argc, const char* const* argv) {
     }
   };
   try {
-    impl_->app->parse(argc, argv);
+    const std::vector<std::string> words = impl_->words(argc, argv);
+    std::vector<const char*> pointers;
+    for (const std::string& word : words) { pointers.push_back(word.c_str()); }
+    impl_->app->parse(argc, pointers.data());
     find_chosen();
   } catch (const CLI::CallForHelp&) {
     find_chosen();
@@ -261,6 +304,7 @@ std::string OptionParser::help() const {
     }
     std::string head;
     for (const std::string& name : entry.option->get_snames()) { head += (head.empty() ? "-" : ", -") + name; }
+    if (!entry.word_name.empty()) { head += (head.empty() ? "" : ", ") + entry.word_name; }
     if (head.empty()) {
       head = "   ";
     } else {

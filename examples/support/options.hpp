@@ -108,7 +108,8 @@ class OptionParser {
   /// Options that are added next stand under this title in --help.
   void group(std::string title);
 
-  /// \param names as CLI11 takes them: "-m,--model"; the first long one is the main one, the others are aliases
+  /// \param names "-m,--model": the first long one is the main one, the others are aliases. "-dp,--data-parallel-size" too: one dash
+  ///              and several letters, for options that people know so
   /// \param metavar what --help calls the value
   /// \param value keeps what it holds unless the option is given. An optional is empty without it; a vector takes the option
   ///              as often as it comes; of any other the last one counts.

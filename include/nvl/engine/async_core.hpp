@@ -378,6 +378,8 @@ class AsyncCore {
     {
       const std::lock_guard lock(mutex_);
       note_failure(what);
+      inbox_.clear();  // those who came during the step are ended with the others
+      inbox_tokens_ = 0;
     }
     end_all(FinishReason::error, what);
   }

@@ -306,6 +306,25 @@ TEST_CASE("an engine that dies ends every request once and says why to whoever c
   }
 }
 
+TEST_CASE("requests that come during the step in which the engine dies end with it", "[engine][host]") {
+  Turnstile turnstile;
+  auto scripted = std::make_unique<ScriptedEngine>();
+  scripted->on_step = [&] {
+    turnstile.pass();
+    throw std::runtime_error("the device fell off the bus");
+  };
+  Scripted engine(std::move(scripted));
+  Ends ends;
+  REQUIRE(engine.submit(request_of(1, 100), ends.callbacks()));
+  turnstile.wait_for_somebody();
+  for (int i = 0; i < 5; ++i) { REQUIRE(engine.submit(request_of(1, 100), ends.callbacks())); }
+  turnstile.open();
+  CHECK(engine.drain(long_enough));
+  CHECK(ends.are_one_each(6));
+  CHECK(ends.errors() == std::vector<std::string>(6, "the device fell off the bus"));
+  CHECK(engine.stop(long_enough));
+}
+
 TEST_CASE("a request that the engine refuses after all ends with its words", "[engine][host]") {
   auto scripted = std::make_unique<ScriptedEngine>();
   scripted->on_submit = [] { throw std::bad_alloc(); };
