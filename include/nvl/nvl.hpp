@@ -3,10 +3,16 @@
 
 #include <nvl/attention/attention_backend.hpp>
 #include <nvl/attention/cpu_paged_attention.hpp>
+#include <nvl/engine/any_data_parallel_engine.hpp>
 #include <nvl/engine/any_engine.hpp>
 #include <nvl/engine/async_engine.hpp>
+#include <nvl/engine/data_parallel_engine.hpp>
 #include <nvl/engine/disaggregated_engine.hpp>
 #include <nvl/engine/engine.hpp>
+#include <nvl/engine/least_tokens_router.hpp>
+#include <nvl/engine/prefix_affinity_router.hpp>
+#include <nvl/engine/round_robin_router.hpp>
+#include <nvl/engine/router_policy.hpp>
 #include <nvl/engine/with_engine.hpp>
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/kv/free_list_allocator.hpp>

@@ -125,6 +125,22 @@ class Generate(ProgramTest):
         self.assertEqual(ids(1), ids(1))
         self.assertNotEqual(ids(1), ids(2))
 
+    def test_replicas_give_what_one_engine_gives(self):
+        lines = "\n".join(json.dumps({"prompt_ids": list(range(3 + i, 40 + 5 * i))}) for i in range(8))
+        options = ("-m", self.tiny / "qwen3", "-n", 12, "--temp", 0, "--ignore-eos", "--prompts-file", "-")
+        one = self.json_lines(*options, stdin=lines)
+        for more in [("-dp", 2), ("-dp", 4, "--router", "round-robin"), ("--data-parallel-size", 3, "--router", "prefix-affinity")]:
+            many = self.json_lines(*options, *more, stdin=lines)
+            self.assertEqual([done["output_ids"] for done in many], [done["output_ids"] for done in one])
+        self.assertEqual(self.ok("-m", self.tiny / "qwen3", "-p", "hello", "-n", 6, "--temp", 0, "-dp", 2),
+                         self.ok("-m", self.tiny / "qwen3", "-p", "hello", "-n", 6, "--temp", 0))
+        prompt = ("-m", self.tiny / "qwen3", "-p", "hello")
+        self.fails(*prompt, "-dp", 0, says="--data-parallel-size is 0")
+        self.fails(*prompt, "-dp", 2, "--router", "best", says=["--router is \"best\"", "least-tokens"])
+        self.fails(*prompt, "--router", "round-robin", says="needs --data-parallel-size above 1")
+        self.fails(*prompt, "-dp", 2, "--temp", -1, says="temperature is -1")
+        self.fails(*prompt, "-dp", 2, "--num-blocks", -1, says="num_blocks is -1")
+
     def test_several_answers_to_a_prompt(self):
         options = ("-m", self.tiny / "qwen3", "-p", "hello", "-n", 6, "--temp", 1.5, "--seed", 3, "--ignore-eos")
         [one] = self.json_lines(*options)

@@ -4,6 +4,8 @@
 #include "support/model_options.hpp"
 #include "support/options.hpp"
 
+#include <nvl/ops/cpu_device.hpp>
+
 #include <catch2/catch_test_macros.hpp>
 
 #include <cstdint>
@@ -117,6 +119,31 @@ TEST_CASE("an unknown option is an error that says what may be meant", "[example
   CHECK(message_of({"--count"}).ends_with("needs a value"));
 }
 
+TEST_CASE("an option may have a name of one dash and several letters", "[examples][host]") {
+  const auto parse = [](std::vector<const char*> words) {
+    OptionParser parser("program", "Does a thing.");
+    std::int32_t count = 1;
+    std::string text = "none", prompt = "none";
+    parser.option("-dp,--data-count", count, "N", "A number.");
+    parser.option("-d,--text", text, "TEXT", "Some text.");
+    parser.command("first", "One.").option("-wp,--words", prompt, "TEXT", "Words.");
+    words.insert(words.begin(), "program");
+    words.push_back("first");
+    words.push_back("-wp=a b");
+    parser.parse(static_cast<int>(words.size()), words.data());
+    CHECK(prompt == "a b");
+    CHECK(parser.help().find("-dp, --data-count N") != std::string::npos);
+    return std::to_string(count) + " " + text;
+  };
+  CHECK(parse({}) == "1 none");
+  CHECK(parse({"-dp", "4"}) == "4 none");
+  CHECK(parse({"-dp=4", "-d", "x"}) == "4 x");
+  CHECK(parse({"--data-count", "4", "-dp", "5"}) == "5 none");
+  CHECK(parse({"--text", "-dp", "-dp", "3"}) == "3 -dp");  // a value is a value
+  CHECK(parse({"-dx"}) == "1 x");
+  CHECK_THROWS_AS(parse({"-dp", "many"}), UsageError);
+}
+
 TEST_CASE("the environment fills in what the command line does not say", "[examples][host]") {
   const Env count("NVL_TOP_COUNT", "5"), loud("NVL_LOUD", "1"), text("NVL_TEXT", "");
   CHECK(Fixture({}).count == 5);
@@ -182,6 +209,46 @@ TEST_CASE("model options refuse what this version cannot do", "[examples][host]"
   CHECK(options.element_type() == nvl::DType::bfloat16);
   options.device = "cuda";
   CHECK_THROWS_AS(options.validate(), UsageError);
+}
+
+TEST_CASE("replicas take shares of the CPU, or a GPU each", "[examples][host]") {
+  const auto message_of_parallel = [](std::int32_t size, const std::optional<std::string>& router) -> std::string {
+    try {
+      ParallelOptions{.data_parallel_size = size, .router = router}.validate();
+    } catch (const UsageError& error) { return error.what(); }
+    return "";
+  };
+  CHECK(message_of_parallel(1, std::nullopt).empty());
+  CHECK(message_of_parallel(64, "prefix-affinity").empty());
+  CHECK(message_of_parallel(0, std::nullopt) == "--data-parallel-size is 0: must be 1 to 64");
+  CHECK(message_of_parallel(65, std::nullopt) == "--data-parallel-size is 65: must be 1 to 64");
+  CHECK(message_of_parallel(2, "any") == "--router is \"any\": must be round-robin, least-tokens or prefix-affinity");
+  CHECK(message_of_parallel(1, "round-robin") == "--router is \"round-robin\": needs --data-parallel-size above 1");
+
+  const ParallelOptions three{.data_parallel_size = 3, .router = std::nullopt};
+  nvl::EngineOptions options;
+  options.device.num_threads = 8;
+  options.seed = 5;
+  std::int64_t kv_cache_memory = 0;
+  for (const std::int32_t i : {0, 1, 2}) {
+    const nvl::EngineOptions on_cpu = three.of_replica(i, true, options);
+    CHECK(on_cpu.device.num_threads == (i < 2 ? 3 : 2));
+    CHECK(on_cpu.device.ordinal == 0);
+    CHECK(on_cpu.seed == 5 + static_cast<std::uint64_t>(i));
+    kv_cache_memory += on_cpu.kv_cache_memory_bytes;
+    const nvl::EngineOptions on_gpu = three.of_replica(i, false, options);
+    CHECK(on_gpu.device.ordinal == i);
+    CHECK(on_gpu.device.num_threads == 8);
+    CHECK(on_gpu.kv_cache_memory_bytes == 0);
+  }
+  const std::int64_t whole = nvl::CpuDevice::memory().budget_bytes;
+  CHECK((kv_cache_memory <= whole && kv_cache_memory > whole - 3));
+  options.device.num_threads = 2;
+  options.num_blocks = 10;
+  CHECK(three.of_replica(2, true, options).device.num_threads == 1);
+  CHECK(three.of_replica(2, true, options).kv_cache_memory_bytes == 0);
+  options.device.num_threads = -1;  // for the engine to refuse
+  CHECK(three.of_replica(0, true, options).device.num_threads == -1);
 }
 
 TEST_CASE("OMP_NUM_THREADS counts where --threads is not given", "[examples][host]") {
