@@ -1,4 +1,4 @@
-"""Conan 2 recipe: conan create . (with_io=False leaves out what reads files: then only xxHash is needed)."""
+"""Conan 2 recipe: conan create . (with_io=False leaves out what reads files, with_net=True adds ranks in several processes)."""
 import os
 import re
 
@@ -15,8 +15,8 @@ class NvlConan(ConanFile):
     topics = ("llm", "inference", "header-only")
     package_type = "header-library"
     settings = "os", "arch", "compiler", "build_type"
-    options = {"with_io": [True, False]}
-    default_options = {"with_io": True}
+    options = {"with_io": [True, False], "with_net": [True, False]}
+    default_options = {"with_io": True, "with_net": False}
     exports_sources = "LICENSE", "include/*"
     no_copy_source = True
 
@@ -33,6 +33,8 @@ class NvlConan(ConanFile):
             self.requires("pcre2/[>=10.42 <11]")
             self.requires("nlohmann_json/[>=3.11 <4]")
             self.requires("utf8proc/[>=2.8 <3]")
+        if self.options.with_net:
+            self.requires("openssl/[>=3.0 <4]")
 
     def package_id(self):
         self.info.settings.clear()  # headers are the same for every compiler
@@ -61,3 +63,8 @@ class NvlConan(ConanFile):
             io.set_property("cmake_target_name", "nvl::io")
             io.requires = ["core", "pcre2::pcre2-8", "nlohmann_json::nlohmann_json", "utf8proc::utf8proc"]
             io.bindirs = io.libdirs = []
+        if self.options.with_net:
+            net = self.cpp_info.components["net"]
+            net.set_property("cmake_target_name", "nvl::net")
+            net.requires = ["core", "openssl::crypto"]
+            net.bindirs = net.libdirs = []

@@ -1,18 +1,21 @@
 # What each component of nvl needs. Used by nvl's own build and, installed, by nvl-config.cmake.
 
-set(nvl_components core io cuda nccl)
+set(nvl_components core io net cuda nccl)
 
 set(nvl_core_packages Threads xxHash)
 set(nvl_io_packages PCRE2 nlohmann_json utf8proc)
+set(nvl_net_packages OpenSSL)
 set(nvl_cuda_packages CUDAToolkit)
 set(nvl_nccl_packages NCCL)
 
 set(nvl_core_links Threads::Threads xxHash::xxHash)
 set(nvl_io_links PCRE2::8BIT nlohmann_json::nlohmann_json utf8proc::utf8proc)
+set(nvl_net_links OpenSSL::Crypto)
 set(nvl_cuda_links CUDA::cudart CUDA::cublasLt)
 set(nvl_nccl_links NCCL::NCCL)
 
 set(nvl_io_parents core)
+set(nvl_net_parents core)
 set(nvl_cuda_parents core)
 set(nvl_nccl_parents cuda)
 
