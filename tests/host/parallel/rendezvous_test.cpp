@@ -183,7 +183,7 @@ TEST_CASE("a rank with another secret learns it at once, the others that it is m
 
 TEST_CASE("a rank that is killed while it waits ends the rendezvous for all", "[parallel][host]") {
   std::vector<RendezvousOptions> ranks = world_of(4);
-  ranks[0].timeout = 1s;
+  ranks[0].timeout = 700ms;
   const ChildProcess victim([&] { rendezvous(ranks[2]); });
   const ChildProcess survivor([&] { rendezvous(ranks[1]); });
   const ChildProcess killer([&] {
