@@ -10,6 +10,7 @@ import pathlib
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -729,13 +730,51 @@ class Plan(ProgramTest):
         self.fails(*model, "--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")
 
 
+class Ranks(ProgramTest):
+    LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI", "SLURM_", "LWS_", "TORCHELASTIC_")
+    HERE = {"NVL_SECRET": "a secret of the tests", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+
+    def start(self, **env):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(self.LAUNCHERS)}
+        return subprocess.Popen([ARGS.program], env={**clean, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @staticmethod
+    def free_port():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return str(server.getsockname()[1])
+
+    def test_two_processes_find_each_other(self):
+        env = {**self.HERE, "MASTER_PORT": self.free_port()}
+        ranks = [self.start(**env, RANK=str(r)) for r in range(2)]
+        (out, err), (_, other_err) = [rank.communicate(timeout=120) for rank in ranks]
+        self.assertEqual([err, other_err], ["", ""])
+        self.assertIn(f"rank 0 at 127.0.0.1:{env['MASTER_PORT']}\n", out)
+        self.assertEqual(out.count("all-reduce of "), 5)
+
+    def test_another_secret_is_one_line_and_status_1(self):
+        env = {**self.HERE, "MASTER_PORT": self.free_port()}
+        host = self.start(**env, RANK="0")
+        guest = self.start(**{**env, "NVL_SECRET": "another one of the tests"}, RANK="1")
+        _, err = guest.communicate(timeout=120)
+        host.kill()  # it would wait for its rank 1
+        host.communicate()
+        self.assertEqual((guest.returncode, err.count("\n")), (1, 1), err)
+        self.assertIn("has another secret", err)
+
+    def test_half_an_environment_is_one_line_and_status_1(self):
+        rank = self.start(RANK="0")
+        _, err = rank.communicate(timeout=120)
+        self.assertEqual((rank.returncode, err.count("\n")), (1, 1), err)
+        self.assertIn("WORLD_SIZE", err)
+
+
 def main():
     global ARGS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="tests/data")
     parser.add_argument("--fetched", required=True, type=pathlib.Path, help="where downloaded models are")
-    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "async", "bench", "plan", "sim"])
+    parser.add_argument("suite", choices=["generate", "chat", "tokenize", "logits", "quickstart", "async", "bench", "plan", "sim", "ranks"])
     ARGS, rest = parser.parse_known_args()
     ARGS.program = str(pathlib.Path(ARGS.program).resolve())
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(globals()[ARGS.suite.capitalize()])

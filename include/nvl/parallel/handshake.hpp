@@ -167,11 +167,8 @@ class Door {
       const bool lets_in = callers_.size() < options_.max_callers && Clock::now() >= closed_until_;
       fds_.push_back({.fd = lets_in ? listener_.fd() : -1, .events = POLLIN, .revents = 0});
       for (const int fd : watched) { fds_.push_back({.fd = fd, .events = POLLIN, .revents = 0}); }
-      Deadline next = lets_in ? deadline : std::min(deadline, Clock::now() + back_off);
-      for (const Caller& caller : callers_) {
-        fds_.push_back({.fd = caller.end.socket.fd(), .events = POLLIN, .revents = 0});
-        next = std::min(next, caller.deadline);
-      }
+      const Deadline next = lets_in ? deadline : std::min(deadline, Clock::now() + back_off);
+      for (const Caller& caller : callers_) { fds_.push_back({.fd = caller.end.socket.fd(), .events = POLLIN, .revents = 0}); }
       wait_for_any(fds_, next);
 
       for (std::size_t i = 0; i < watched.size(); ++i) {

@@ -162,7 +162,7 @@ void expect_no_contradiction(const Launcher& chosen, Rank rank, std::uint32_t si
 /// Whose variables count, in this order: RANK and WORLD_SIZE (torchrun, or set by hand), Open MPI's, PMI's (MPICH, Intel MPI),
 /// PMIX_RANK with WORLD_SIZE, Slurm's, LeaderWorkerSet's. No rank anywhere: one process. MASTER_ADDR and MASTER_PORT say where
 /// rank 0 is, under every launcher; without them Slurm's list of hosts or the LeaderWorkerSet's leader does, and the loopback
-/// if all ranks are on this host.
+/// if all ranks are on this host. Where torchrun itself listens on MASTER_PORT, the port is the next one.
 /// \throws InvalidArgument that names the variable, its value and the rule: out of range, half of a set, or two that contradict
 template <class Lookup>
   requires std::is_invocable_r_v<std::optional<std::string>, Lookup&, const std::string&>
@@ -179,6 +179,10 @@ LaunchEnv read_launch_env(Lookup&& lookup) {
   LaunchEnv found;
   found.master_port =
       static_cast<std::uint16_t>(env.number("MASTER_PORT", 1, 65535).value_or(std::uint32_t{LaunchEnv::default_port}));
+  // torchrun's agent serves a store of its own on that port of rank 0's host, so the next one is taken.
+  if (env.text("TORCHELASTIC_USE_AGENT_STORE") == "True") {
+    found.master_port = static_cast<std::uint16_t>(found.master_port == 65535 ? 65534 : found.master_port + 1);
+  }
   if (launcher == nullptr) {
     for (const std::string_view name : {"WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"}) {
       const bool is_alone = name == "WORLD_SIZE" && env.number(name) == 1u;

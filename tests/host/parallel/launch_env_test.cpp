@@ -106,6 +106,11 @@ TEST_CASE("an inner launcher's variables count before those of the one around it
 TEST_CASE("MASTER_ADDR and MASTER_PORT count under every launcher", "[parallel]") {
   CHECK(read(slurm + Variables{{"MASTER_ADDR", "ib0-gpu03"}}).master_address == "ib0-gpu03");
   CHECK(read(open_mpi + Variables{{"MASTER_PORT", "77"}}).master_port == 77);
+  // torchrun itself listens on MASTER_PORT then.
+  const Variables agent{{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RUN_ID", "1"}};
+  CHECK(read(torchrun + agent).master_port == 1235);
+  CHECK(read(torchrun + agent + Variables{{"MASTER_PORT", "65535"}}).master_port == 65534);
+  CHECK(read(torchrun + Variables{{"TORCHELASTIC_USE_AGENT_STORE", "False"}}).master_port == 1234);
   CHECK(read(open_mpi + Variables{{"MASTER_ADDR", ""}}).master_address == "127.0.0.1");  // empty is not set
 }
 

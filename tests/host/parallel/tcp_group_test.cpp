@@ -14,6 +14,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -22,6 +23,8 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <sched.h>
@@ -86,12 +89,12 @@ bool is_quiet(const std::vector<std::string>& errors) {
   return errors == std::vector<std::string>(errors.size());
 }
 
-/// A value that every rank can compute for every other.
+/// Values that every rank can compute for every other; of such different sizes that the order of a sum shows.
 std::vector<float> data_of(std::uint32_t rank, std::int64_t n) {
   std::mt19937 random(rank * 1000 + static_cast<unsigned>(n));
   std::normal_distribution<float> normal;
   std::vector<float> data(static_cast<std::size_t>(n));
-  for (float& value : data) { value = normal(random); }
+  for (float& value : data) { value = std::ldexp(normal(random), static_cast<int>(random() % 60)); }
   return data;
 }
 
@@ -146,6 +149,40 @@ void check_all_calls(TcpGroup& group) {
     }
     group.barrier();
   }
+}
+
+bool run(const std::string& command) { return std::system(("{ " + command + "; } 2>/dev/null").c_str()) == 0; }
+
+/// Two processes in network namespaces of their own, joined by one link (nvla, nvlb); what each threw. Nothing where this is not
+/// allowed.
+std::vector<std::string> on_two_hosts(const Work& work, std::chrono::milliseconds timeout) {
+  const auto call = [&](std::uint32_t rank) {
+    TcpGroup group(rendezvous(options_of(rank, 2, {"10.77.0.1", 29500})), {.timeout = timeout});
+    work(group);
+  };
+  const auto enter_own_network = [] { fail_unless(::unshare(CLONE_NEWNET) == 0, "not allowed"); };
+  const ChildProcess second([&] {
+    enter_own_network();
+    for (int i = 0; !run("ip addr add 10.77.0.2/24 dev nvlb && ip link set nvlb up"); ++i) {
+      fail_unless(i < 300, "not allowed");
+      std::this_thread::sleep_for(10ms);
+    }
+    call(1);
+  });
+  const std::string other = std::to_string(second.pid());
+  const ChildProcess first([&] {
+    enter_own_network();
+    const std::string is_apart =
+        "test $(readlink /proc/" + std::to_string(::getppid()) + "/ns/net) != $(readlink /proc/" + other + "/ns/net)";
+    for (int i = 0; !run(is_apart + " && ip link add nvla type veth peer name nvlb netns " + other); ++i) {
+      fail_unless(i < 100, "not allowed");
+      std::this_thread::sleep_for(10ms);
+    }
+    fail_unless(run("ip addr add 10.77.0.1/24 dev nvla && ip link set nvla up"), "not allowed");
+    call(0);
+  });
+  const std::vector<std::string> errors{first.report(), second.report()};
+  return errors[0] == "not allowed" ? std::vector<std::string>() : errors;
 }
 
 void check_all_contain(const std::vector<std::string>& errors, const std::string& words, std::size_t except = ~std::size_t{0}) {
@@ -382,40 +419,26 @@ TEST_CASE("wrong arguments of a TcpGroup are refused by name", "[parallel][host]
 }
 
 TEST_CASE("two network namespaces are two hosts", "[parallel][host]") {
-  const net::Endpoint at{"10.77.0.1", 29500};
-  const auto run = [](const std::string& command) { return std::system(("{ " + command + "; } 2>/dev/null").c_str()) == 0; };
   const auto work = [](TcpGroup& group) {
     check_all_calls(group);
     check_all_reduce<float>(group, 50'001);
   };
-  const ChildProcess first_host([&] {
-    if (::unshare(CLONE_NEWNET) != 0) { raise(Error("skip: no right to make a network namespace")); }
-    const ChildProcess second_host([&] {
-      if (::unshare(CLONE_NEWNET) != 0) { raise(Error("no second network namespace")); }
-      for (int i = 0; !run("ip addr add 10.77.0.2/24 dev nvlb && ip link set nvlb up"); ++i) {
-        fail_unless(i < 200, "the link does not come");
-        std::this_thread::sleep_for(10ms);
-      }
-      TcpGroup group(rendezvous(options_of(1, 2, at)));
-      work(group);
-    });
-    const std::string other = std::to_string(second_host.pid());
-    bool is_there = false;
-    for (int i = 0; i < 100 && !is_there; ++i) {  // until the other process is in its namespace
-      const bool is_apart = run("test \"$(readlink /proc/self/ns/net)\" != \"$(readlink /proc/" + other + "/ns/net)\"");
-      is_there = is_apart && run("ip link add nvla type veth peer name nvlb netns " + other);
-      if (!is_there) { std::this_thread::sleep_for(10ms); }
-    }
-    if (!is_there) { raise(Error("skip: no pair of network devices")); }
-    fail_unless(run("ip addr add 10.77.0.1/24 dev nvla && ip link set nvla up"), "no address");
-    TcpGroup group(rendezvous(options_of(0, 2, at)));
-    work(group);
-    const std::string report = second_host.report();
-    fail_unless(report.empty(), report);
-  });
-  const std::string report = first_host.report();
-  if (report.starts_with("skip: ")) { SKIP(report.substr(6)); }
-  CHECK(report == "");
+  const std::vector<std::string> errors = on_two_hosts(work, 20s);
+  if (errors.size() != 2) { SKIP("no right to make network namespaces"); }
+  CHECK(errors == std::vector<std::string>(2));
+}
+
+TEST_CASE("when the network is cut each side names the other within the deadline", "[parallel][host]") {
+  const auto work = [](TcpGroup& group) {
+    group.barrier();
+    if (index_of(group.rank()) == 0) { fail_unless(run("ip link set nvla down"), "the link stays up"); }
+    std::vector<float> data(10'000, 1.0f);
+    while (true) { group.all_reduce_sum(data.data(), 10'000); }
+  };
+  const std::vector<std::string> errors = on_two_hosts(work, 700ms);
+  if (errors.size() != 2) { SKIP("no right to make network namespaces"); }
+  CHECK_THAT(errors[0], ContainsSubstring("is dead: rank 1 "));
+  CHECK_THAT(errors[1], ContainsSubstring("is dead: rank 0 "));
 }
 
 }  // namespace tcp_group_test
