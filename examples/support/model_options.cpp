@@ -1,9 +1,8 @@
 #include "support/model_options.hpp"
 
-#include <nvl/core/thread_pool.hpp>
+#include <nvl/core/device_options.hpp>
 #include <nvl/ops/cpu_device.hpp>
 
-#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -53,14 +52,8 @@ void ParallelOptions::validate() const {
 
 nvl::EngineOptions ParallelOptions::of_replica(std::int32_t i, bool is_on_cpu, nvl::EngineOptions options) const {
   if (options.seed) { *options.seed += static_cast<std::uint64_t>(i); }  // two replicas do not draw the same seeds
-  if (!is_on_cpu) {
-    options.device.ordinal += i;
-    return options;
-  }
-  std::int32_t& threads = options.device.num_threads;
-  if (threads == 0) { threads = nvl::ThreadPool::default_num_threads(); }
-  if (threads > 0) { threads = std::max(1, threads / data_parallel_size + (i < threads % data_parallel_size ? 1 : 0)); }
-  if (options.kv_cache_memory_bytes == 0 && options.num_blocks == 0) {
+  options.device = nvl::for_rank(options.device, static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(data_parallel_size));
+  if (is_on_cpu && options.kv_cache_memory_bytes == 0 && options.num_blocks == 0) {
     options.kv_cache_memory_bytes = nvl::CpuDevice::memory(options.device).budget_bytes / data_parallel_size;
   }
   return options;

@@ -21,13 +21,15 @@ struct DeviceOptions {
   double gemm_search_seconds = 0.0;     // CUDA: time to look for better ones at start-up than the library proposes
 };
 
-/// What `options` mean for the `index`-th of `count` ranks of one process: a device of its own from `ordinal` on, its part of the
-/// threads.
+/// What `options` mean for the `index`-th of `count` ranks or engines of one process: a device of its own from `ordinal` on, its
+/// part of the threads, one at least.
 inline DeviceOptions for_rank(DeviceOptions options, std::uint32_t index, std::uint32_t count) noexcept {
   if (count == 1) { return options; }
   options.ordinal += static_cast<std::int32_t>(index);
+  if (options.num_threads < 0) { return options; }  // the device refuses it
   const std::int32_t threads = options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads();
-  options.num_threads = std::max(1, threads / static_cast<std::int32_t>(count));
+  const auto n = static_cast<std::int32_t>(count);
+  options.num_threads = std::max(1, threads / n + (static_cast<std::int32_t>(index) < threads % n ? 1 : 0));
   return options;
 }
 

@@ -233,12 +233,10 @@ TEST_CASE("replicas take shares of the CPU, or a GPU each", "[examples][host]") 
   for (const std::int32_t i : {0, 1, 2}) {
     const nvl::EngineOptions on_cpu = three.of_replica(i, true, options);
     CHECK(on_cpu.device.num_threads == (i < 2 ? 3 : 2));
-    CHECK(on_cpu.device.ordinal == 0);
     CHECK(on_cpu.seed == 5 + static_cast<std::uint64_t>(i));
     kv_cache_memory += on_cpu.kv_cache_memory_bytes;
     const nvl::EngineOptions on_gpu = three.of_replica(i, false, options);
     CHECK(on_gpu.device.ordinal == i);
-    CHECK(on_gpu.device.num_threads == 8);
     CHECK(on_gpu.kv_cache_memory_bytes == 0);
   }
   const std::int64_t whole = nvl::CpuDevice::memory().budget_bytes;
