@@ -504,6 +504,30 @@ TEST_CASE("as one engine, callbacks run in step on the owner's thread, and may s
   CHECK_FALSE(engine->has_work());
 }
 
+TEST_CASE("as one engine, a callback may end requests that were to be reported after it", "[engine][host]") {
+  const std::unique_ptr<AnyEngine> engine = make_data_parallel_engine(tiny_engines(2));
+  std::vector<RequestId> ids;
+  int num_tokens = 0, num_ends = 0;
+  for (int i = 0; i < 12; ++i) {
+    ids.push_back(engine->submit(greedy_request(tiny_prompt(i, 9), 400), {.on_token =
+                                                                              [&](const TokenEvent& event) {
+                                                                                if (++num_tokens == 1) {
+                                                                                  std::this_thread::sleep_for(
+                                                                                      20ms);  // so that all have some
+                                                                                } else if (num_tokens == 2) {
+                                                                                  for (const RequestId id : ids) {
+                                                                                    if (id != event.request) {
+                                                                                      CHECK(engine->abort(id));
+                                                                                    }
+                                                                                  }
+                                                                                }
+                                                                              },
+                                                                          .on_finish = [&](const Completion&) { ++num_ends; }}));
+  }
+  while (engine->step()) {}
+  CHECK(num_ends == 12);
+}
+
 TEST_CASE("as one engine, what is left when it goes is aborted and reported", "[engine][host]") {
   int num_ends = 0;
   {
