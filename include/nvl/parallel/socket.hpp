@@ -129,11 +129,10 @@ inline std::optional<std::string> recv_all(const Socket& socket, void* data, std
   return std::nullopt;
 }
 
-inline Endpoint to_endpoint(const sockaddr_storage& address, socklen_t size) {
+inline Endpoint to_endpoint(const sockaddr* address, socklen_t size) {
   std::array<char, NI_MAXHOST> host{};
   std::array<char, NI_MAXSERV> port{};
-  if (::getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host.data(), host.size(), port.data(), port.size(),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+  if (::getnameinfo(address, size, host.data(), host.size(), port.data(), port.size(), NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
     return {};
   }
   return {host.data(), static_cast<std::uint16_t>(std::stoi(port.data()))};
@@ -142,13 +141,13 @@ inline Endpoint local_endpoint(const Socket& socket) {
   sockaddr_storage address{};
   socklen_t size = sizeof(address);
   const bool is_known = ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  return is_known ? to_endpoint(address, size) : Endpoint{};
+  return is_known ? to_endpoint(reinterpret_cast<const sockaddr*>(&address), size) : Endpoint{};
 }
 inline Endpoint peer_endpoint(const Socket& socket) {
   sockaddr_storage address{};
   socklen_t size = sizeof(address);
   const bool is_known = ::getpeername(socket.fd(), reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  return is_known ? to_endpoint(address, size) : Endpoint{};
+  return is_known ? to_endpoint(reinterpret_cast<const sockaddr*>(&address), size) : Endpoint{};
 }
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
@@ -180,12 +179,13 @@ inline Socket listen_on(const std::string& host, std::uint16_t port, int backlog
   std::string why;
   const AddressList list = resolve(host, port, why);
   for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
+    const std::string address = to_endpoint(at->ai_addr, at->ai_addrlen).address;
+    NVL_EXPECTS(address != "0.0.0.0" && address != "::", "address to listen on", host,
+                "one address of this host, not all of them");
     Socket socket = make_socket(at->ai_family);
     const int on = 1;
     if (socket && ::setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == 0 &&
         ::bind(socket.fd(), at->ai_addr, at->ai_addrlen) == 0 && ::listen(socket.fd(), backlog) == 0) {
-      const std::string bound = local_endpoint(socket).address;
-      NVL_EXPECTS(bound != "0.0.0.0" && bound != "::", "address to listen on", host, "one address of this host, not all of them");
       return socket;
     }
     why = error_text(errno);
