@@ -337,7 +337,7 @@ TEST_CASE("two ranks that wait for each other are told so", "[parallel][host]") 
         float x = 0;
         group.recv(&x, 1, Rank{index_of(group.rank()) ^ 1});
       },
-      700ms);
+      1500ms);
   check_all_contain(errors, "in another call");
 }
 
@@ -380,7 +380,7 @@ TEST_CASE("in a chain of waiting ranks the one that is stopped is named", "[para
         if (self == 2) { ::raise(SIGSTOP); }
         group.recv(&x, 1, Rank{self + 1});
       },
-      900ms);
+      1500ms);
   for (const std::size_t r : {0u, 1u}) {
     const std::string report = ranks[r]->report();
     CAPTURE(r, report);
