@@ -637,7 +637,7 @@ class Sim(ProgramTest):
         self.fails("--trace", "novels", says=["novels", "nano-vllm, random"])
         self.fails("--scheduler", "magic", says=["magic", "prefill-first, token-budget"])
         self.fails("--scheduler", "token-budget", "--order", "longest-prefix", "--prefix-cache", "none", says="do not go with")
-        self.fails("--order", "priority", says="goes with")
+        self.fails("--scheduler", "prefill-first", "--order", "priority", says="goes with")
         self.fails("--model", "huge", says="qwen3-0.6b")
         self.fails("--block-size", "a,16", says="--block-size")
         self.fails("--output-json", "/no/such/folder/x.json", says="/no/such/folder/x.json")

@@ -86,13 +86,13 @@ class ModelRunner {
         weights_(load_weights(config, shard_, source, ops_, slices_, progress)),
         rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
         kv_(device, elements_to_bytes(layout_.layer_elements() * config.num_layers)),
+        head_(device, limits.max_num_seqs, config_.vocab_size, context),
         attention_(AttentionShape{.num_q_heads = config_.num_q_heads,
                                   .kv = layout_,
                                   .window = config.has_windowed_layers() ? config.sliding_window : 0,
                                   .has_full_layers = config.has_full_layers()},
                    ops_),
-        decoder_(config_, weights_, rope_, ops_, attention_, context),
-        head_(device, limits.max_num_seqs, config_.vocab_size, context) {
+        decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device);
     allocate_host_pool(device);
     ops_.finish_loading();
@@ -281,9 +281,9 @@ class ModelRunner {
   Buffer scratch_;
   typename detail::HostPool<Ops>::Buffer host_kv_;
   typename Decoder<Attention, Context>::Scratch activations_;
+  HeadOf<Ops, Context> head_;
   Attention attention_;
   Decoder<Attention, Context> decoder_;
-  HeadOf<Ops, Context> head_;
   std::array<StepOutput, 2> outputs_;  // of the step that runs and of the one launched ahead of it
   std::uint64_t num_launched_ = 0;
   std::uint64_t num_collected_ = 0;
