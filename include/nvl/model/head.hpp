@@ -62,6 +62,8 @@ class ShardedHead {
         vocab_size_(vocab_size) {
     const std::uint32_t num = context.num_slices();
     for (std::uint32_t i = 0; i < num; ++i) { columns_.push_back(slice_of(vocab_size, i, num)); }
+    logits_of_.resize(num);
+    maxima_of_.resize(num);
     widest_ = ceil_div<std::int64_t>(vocab_size, num);
     mine_ = floats(device, max_rows * widest_);
     parts_ = floats(device, num * max_rows * widest_);
@@ -84,9 +86,8 @@ class ShardedHead {
     RowMaximum* const all = maxima_.template as<RowMaximum>();
     ops.find_maxima(mine, this->mine(), rows, columns_[context_.slice_index()]);
     context_.all_gather(mine, all, rows);
-    std::vector<const RowMaximum*> parts;
-    for (std::size_t i = 0; i < columns_.size(); ++i) { parts.push_back(all + static_cast<std::int64_t>(i) * rows); }
-    ops.choose_maxima(parts, in, out);
+    for (std::size_t i = 0; i < columns_.size(); ++i) { maxima_of_[i] = all + static_cast<std::int64_t>(i) * rows; }
+    ops.choose_maxima(maxima_of_, in, out);
   }
 
   /// The logits of the whole vocabulary, [rows, vocab_size].
@@ -94,9 +95,8 @@ class ShardedHead {
     const std::int64_t stride = rows * widest_;
     float* const all = parts_.template as<float>();
     context_.all_gather(mine(), all, stride);
-    std::vector<const float*> parts;
-    for (std::size_t i = 0; i < columns_.size(); ++i) { parts.push_back(all + static_cast<std::int64_t>(i) * stride); }
-    ops.join_columns(whole_.template as<float>(), parts, rows, columns_);
+    for (std::size_t i = 0; i < columns_.size(); ++i) { logits_of_[i] = all + static_cast<std::int64_t>(i) * stride; }
+    ops.join_columns(whole_.template as<float>(), logits_of_, rows, columns_);
     return whole_.template as<float>();
   }
 
@@ -107,6 +107,8 @@ class ShardedHead {
   std::int32_t vocab_size_;
   std::int64_t widest_ = 0;  // [columns] of a part, as parts are sent
   std::vector<Shard> columns_;
+  std::vector<const float*> logits_of_;  // of each slice, in the step at work
+  std::vector<const RowMaximum*> maxima_of_;
   Buffer mine_, parts_, whole_, my_maxima_, maxima_;
 };
 
