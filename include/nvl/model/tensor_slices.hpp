@@ -40,9 +40,9 @@ class TensorSlices {
     if (wanted == Shard{0, static_cast<std::int32_t>(num_columns)}) { return &whole; }
     check(whole, wanted, num_columns, "columns");
     const DTypeInfo& type = info(whole.dtype);
-    NVL_EXPECTS(wanted.begin % type.block_elements == 0 && wanted.size() % type.block_elements == 0,
-                "columns of weight " + whole.name + " on one rank", wanted.size(),
-                "whole blocks of " + std::to_string(type.block_elements) + " elements of " + std::string(type.name));
+    const auto block = static_cast<std::int32_t>(type.block_elements);
+    NVL_EXPECTS(wanted.begin % block == 0 && wanted.size() % block == 0, "columns of weight " + whole.name + " on one rank",
+                wanted.size(), "whole blocks of " + std::to_string(block) + " elements of " + std::string(type.name));
     const auto columns_to_bytes = [&](std::int64_t n) { return n / type.block_elements * type.block_bytes; };
     const std::int64_t from_stride = columns_to_bytes(num_columns);
     const std::int64_t to_stride = columns_to_bytes(wanted.size());
