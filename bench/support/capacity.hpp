@@ -40,7 +40,7 @@ struct CapacityQuestion {
 
 /// What one rank of several holds of the layers. \throws InvalidArgument where the model cannot be divided so
 inline nvl::ModelConfig rank_model(const nvl::ModelConfig& model, std::int32_t num_ranks) {
-  return nvl::config_of(nvl::shard_of(model, 0, static_cast<std::uint32_t>(num_ranks)), model);
+  return nvl::config_of(nvl::shard_of(model, {.num_slices = static_cast<std::uint32_t>(num_ranks)}), model);
 }
 
 /// The same with its rows of the vocabulary only, as embedding and output projection are held. Logits and sampling see them all.

@@ -20,6 +20,7 @@
 #include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/model/random_weights.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
 #include <nvl/sched/cost_preemption.hpp>

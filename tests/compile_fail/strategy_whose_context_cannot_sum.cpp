@@ -6,7 +6,8 @@ struct MyContext {
   std::uint32_t world_size() const noexcept;
   std::uint32_t num_slices() const noexcept;
   std::uint32_t slice_index() const noexcept;
-  nvl::Shard layers(std::int32_t) const;
+  std::uint32_t num_stages() const noexcept;
+  std::uint32_t stage_index() const noexcept;
 #ifdef NVL_FIXED
   void all_reduce_sum(float*, std::int64_t);
 #endif

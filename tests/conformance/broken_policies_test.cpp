@@ -458,7 +458,8 @@ struct GathersInReverse {
     static constexpr std::uint32_t world_size() noexcept { return 2; }
     static constexpr std::uint32_t num_slices() noexcept { return 2; }
     std::uint32_t slice_index() const noexcept { return 1 - index; }
-    static constexpr Shard layers(std::int32_t n) noexcept { return {0, n}; }
+    static constexpr std::uint32_t num_stages() noexcept { return 1; }
+    static constexpr std::uint32_t stage_index() noexcept { return 0; }
     template <class T>
     void all_reduce_sum(T* data, std::int64_t n) {
       end.all_reduce_sum(data, n);

@@ -256,7 +256,7 @@ class Engine {
   Device& device(std::uint32_t rank) noexcept { return ranks_[rank]->device; }
   KvCache<Element> kv_cache(std::uint32_t rank) noexcept {
     auto& runner = ranks_[rank]->runner;
-    return {.kv = runner.kv(), .layout = runner.kv_layout(), .num_layers = config_.num_layers};
+    return {.kv = runner.kv(), .layout = runner.kv_layout(), .num_layers = runner.config().num_layers};
   }
 
   EngineStats stats() const {
@@ -320,16 +320,21 @@ class Engine {
     return config;
   }
 
-  /// Ranks differ in nothing that is planned.
+  /// Stages differ in their layers: what the one with the most needs is planned for each.
   MemoryPlan plan_ranks() {
-    ModelConfig of_rank;
+    std::vector<ModelConfig> configs(parallel_.num_local_ranks());
     RankCount ranks{.num_local = parallel_.num_local_ranks()};
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      if (i > 0) { return; }
-      ranks.num_slices = context.num_slices();
-      of_rank = config_of(shard_of(config_, context.slice_index(), context.num_slices()), config_);
+      if (i == 0) { ranks.num_slices = context.num_slices(); }
+      configs[i] = config_of(shard_of(config_, place_of(context)), config_);
     });
-    return plan_memory<Attention, Allocator>(of_rank, options_, ranks);
+    return plan_memory<Attention, Allocator>(*std::ranges::max_element(configs, {}, &ModelConfig::num_layers), options_, ranks);
+  }
+
+  /// A rank of the last stage: they all have the tokens.
+  const RankState& sampling_rank() const noexcept {
+    const auto is_last = [](const auto& rank) { return rank->runner.place().is_last_stage(); };
+    return **std::ranges::find_if(ranks_, is_last);
   }
 
   /// Sees to it that a step is under way, if there is one to be had. False if there is nothing to do.
@@ -355,7 +360,7 @@ class Engine {
     current.is_launched = false;
     current_ = 1 - current_;
     stats_.last_step = work_of(current.batch);
-    requests_.commit(current.batch, *ranks_.front()->output);
+    requests_.commit(current.batch, *sampling_rank().output);
     if constexpr (requires(Device& device) { device.idle_seconds(); }) {
       stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();
     }
@@ -431,7 +436,7 @@ class Engine {
     std::span<const float> rows;
     parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
       const std::span<const float> logits = ranks_[i]->runner.logits(in);
-      if (i == 0) { rows = logits; }
+      if (ranks_[i].get() == &sampling_rank()) { rows = logits; }
     });
     return rows;
   }

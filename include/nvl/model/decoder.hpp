@@ -58,12 +58,12 @@ class Decoder {
         context_(context) {}
 
   /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
-  /// rows in `a.logits`. Asynchronous where the device is.
+  /// rows in `a.logits`; of a stage before the last, the residual goes to the next one instead. Asynchronous where the device is.
   void forward(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a) {
     const std::int32_t num_tokens = in.num_tokens();
     const float eps = static_cast<float>(config_.rms_norm_eps);
     attention_.plan(metadata_of(in));
-    embed(in, a);
+    begin(in, a);
     ops_.rms_norm(a.hidden, a.residual, weights_.layers.front().attn_norm, num_tokens, eps);
 
     std::int32_t rows = num_tokens;
@@ -71,7 +71,8 @@ class Decoder {
     const Element* attended = a.attention;
     for (std::int32_t layer = 0; layer < config_.num_layers; ++layer) {
       const LayerWeights<Ops>& w = weights_.layers[static_cast<std::size_t>(layer)];
-      const bool is_last = layer + 1 == config_.num_layers;
+      const bool is_end_of_stage = layer + 1 == config_.num_layers;
+      const bool is_last = is_end_of_stage && is_last_stage();
       attend(in, layout, kv + layer * layout.layer_elements(), a, w, config_.window(layer));
 
       if (is_last) {
@@ -89,6 +90,12 @@ class Decoder {
       ops_.gated_activation(a.activated, a.gate_up, rows, config_.intermediate_size, config_.activation);
       ops_.linear(a.hidden, a.activated, w.down, rows);
       context_.all_reduce_sum(a.hidden, std::int64_t{rows} * config_.hidden_size);
+      if (is_end_of_stage && !is_last) {
+        // Its norm is the next stage's: what is wanted is the residual.
+        ops_.add_rms_norm(a.hidden, residual, a.hidden, w.attn_norm, rows, eps);
+        send_residual(a, num_tokens);
+        return;
+      }
       const auto& next_norm = is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(layer) + 1].attn_norm;
       ops_.add_rms_norm(a.hidden, residual, a.hidden, next_norm, rows, eps);
     }
@@ -96,13 +103,28 @@ class Decoder {
   }
 
  private:
-  void embed(const StepInput& in, const Scratch& a) {
-    if constexpr (SingleRank<Context>) {
+  bool is_last_stage() const noexcept { return context_.stage_index() + 1 == context_.num_stages(); }
+
+  /// The residual before this stage's layers.
+  void begin(const StepInput& in, const Scratch& a) {
+    if constexpr (StagedContext<Context, Residual<Ops>>) {
+      if (context_.stage_index() > 0) {
+        context_.recv_previous(a.residual, std::int64_t{in.num_tokens()} * config_.hidden_size);
+        return;
+      }
+    }
+    if constexpr (WholeLayers<Context>) {
       ops_.embed(a.residual, in.token_ids, weights_.embed);
     } else {
       ops_.embed_shard(a.residual, in.token_ids, weights_.embed,
                        slice_of(config_.vocab_size, context_.slice_index(), context_.num_slices()).begin);
       context_.all_reduce_sum(a.residual, std::int64_t{in.num_tokens()} * config_.hidden_size);
+    }
+  }
+
+  void send_residual([[maybe_unused]] const Scratch& a, [[maybe_unused]] std::int32_t num_tokens) {
+    if constexpr (StagedContext<Context, Residual<Ops>>) {
+      context_.send_next(a.residual, std::int64_t{num_tokens} * config_.hidden_size);
     }
   }
 

@@ -121,6 +121,6 @@ constexpr std::int64_t head_bytes(std::int64_t max_rows, std::int32_t vocab_size
 }
 
 template <class Ops, class Context>
-using HeadOf = std::conditional_t<SingleRank<Context>, WholeHead<Ops>, ShardedHead<Ops, Context>>;
+using HeadOf = std::conditional_t<WholeLayers<Context>, WholeHead<Ops>, ShardedHead<Ops, Context>>;
 
 }  // namespace nvl::inline NVL_ABI

@@ -75,22 +75,22 @@ class ModelRunner {
   template <WeightSource Source>
   ModelRunner(const ModelConfig& config, const Source& source, const StepLimits& limits, Device& device, Context& context,
               const LoadProgress& progress = {})
-      : shard_(shard_of(config, context.slice_index(), context.num_slices())),
-        config_(config_of(shard_, config)),
+      : place_(place_of(context)),
+        config_(config_of(shard_of(config, place_), config)),
         limits_(limits),
         layout_{.num_blocks = limits.num_blocks,
                 .block_size = limits.block_size,
                 .num_kv_heads = config_.num_kv_heads,
                 .head_dim = config_.head_dim},
         ops_(device, config_, limits_),
-        weights_(load_weights(config, shard_, source, ops_, slices_, progress)),
+        weights_(load_weights(config, place_, source, ops_, slices_, progress)),
         rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
-        kv_(device, elements_to_bytes(layout_.layer_elements() * config.num_layers)),
-        head_(device, limits.max_num_seqs, config_.vocab_size, context),
+        kv_(device, elements_to_bytes(layout_.layer_elements() * config_.num_layers)),
+        head_(device, place_.is_last_stage() ? limits.max_num_seqs : 0, config_.vocab_size, context),
         attention_(AttentionShape{.num_q_heads = config_.num_q_heads,
                                   .kv = layout_,
-                                  .window = config.has_windowed_layers() ? config.sliding_window : 0,
-                                  .has_full_layers = config.has_full_layers()},
+                                  .window = config_.has_windowed_layers() ? config_.sliding_window : 0,
+                                  .has_full_layers = config_.has_full_layers()},
                    ops_),
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device);
@@ -140,10 +140,12 @@ class ModelRunner {
     return out;
   }
 
-  /// Runs a step without sampling and returns the logits of its sampled rows, [R, vocab], valid until the next step.
+  /// Runs a step without sampling and returns the logits of its sampled rows, [R, vocab], valid until the next step; nothing if
+  /// that is another stage's business.
   std::span<const float> logits(const StepInput& in) {
     check(in);
     forward(ops_.stage(in));
+    if (!place_.is_last_stage()) { return {}; }
     return ops_.read(head_.gather(ops_, in.num_samples()),
                      static_cast<std::size_t>(in.num_samples()) * static_cast<std::size_t>(config_.vocab_size));
   }
@@ -157,6 +159,8 @@ class ModelRunner {
     }
   }
 
+  const RankPlace& place() const noexcept { return place_; }
+  const ModelConfig& config() const noexcept { return config_; }  ///< of this rank
   const KvLayout& kv_layout() const noexcept { return layout_; }
   /// [num_layers] x KvLayout, device memory. For tests and for moving blocks.
   Element* kv() noexcept { return kv_.template as<Element>(); }
@@ -180,7 +184,7 @@ class ModelRunner {
 
   void run(const StepInput& step, StepOutput& out, bool maxima_only) {
     forward(step);
-    head_.sample(ops_, step, maxima_only, out);
+    if (place_.is_last_stage()) { head_.sample(ops_, step, maxima_only, out); }
   }
 
   void forward(const StepInput& step) {
@@ -269,7 +273,7 @@ class ModelRunner {
                     .logits = head_.mine()};
   }
 
-  const ModelShard shard_;
+  const RankPlace place_;
   const ModelConfig config_;  // of this rank
   StepLimits limits_;
   KvLayout layout_;

@@ -52,9 +52,9 @@ struct ModelWeights {
   using Weight = typename Ops::Weight;
   using Vector = typename Ops::Vector;
 
-  Weight embed;  // [vocab, hidden]
+  Weight embed;  // [vocab, hidden] of the first stage, and of the last if it is the head
   std::vector<LayerWeights<Ops>> layers;
-  Vector final_norm;              // [hidden]
+  Vector final_norm;              // [hidden] of the last stage
   std::optional<Weight> lm_head;  // [vocab, hidden]; none: the embedding serves
 
   const Weight& head() const noexcept { return lm_head ? *lm_head : embed; }
@@ -62,12 +62,14 @@ struct ModelWeights {
 
 /// Packs one rank's shard of the weights of `config` for the device of `ops`: heads and MLP features by output for the matrices
 /// that a row enters, by input for those whose results are added up, rows of the vocabulary for embedding and head.
+/// Layers are those of its stage; the first stage has the embedding, the last one the norm and the head after the layers.
 /// \param slices what was cut lives there; it outlives ops.finish_loading()
 /// \throws FileError or InvalidArgument that names a missing or misshapen tensor, or one that cannot be cut so
 template <DeviceOps Ops, WeightSource Source>
-ModelWeights<Ops> load_weights(const ModelConfig& config, const ModelShard& shard, const Source& source, Ops& ops,
+ModelWeights<Ops> load_weights(const ModelConfig& config, const RankPlace& place, const Source& source, Ops& ops,
                                TensorSlices& slices, const LoadProgress& progress = {}) {
   namespace n = weight_names;
+  const ModelShard shard = shard_of(config, place);
   using Tensors = std::vector<const HostTensor*>;
   const auto find = [&](const std::string& name) -> const HostTensor& {
     const HostTensor* tensor = source.find(name);
@@ -82,9 +84,10 @@ ModelWeights<Ops> load_weights(const ModelConfig& config, const ModelShard& shar
   };
 
   ModelWeights<Ops> weights;
-  weights.embed = vocabulary(n::embed);
-  weights.layers.reserve(static_cast<std::size_t>(config.num_layers));
-  for (std::int32_t layer = 0; layer < config.num_layers; ++layer) {
+  const bool has_tied_head = place.is_last_stage() && config.tie_word_embeddings;
+  if (place.is_first_stage() || has_tied_head) { weights.embed = vocabulary(n::embed); }
+  weights.layers.reserve(static_cast<std::size_t>(shard.layers.size()));
+  for (std::int32_t layer = shard.layers.begin; layer < shard.layers.end; ++layer) {
     const auto in_layer = [&](std::string_view name) { return n::of_layer(layer, name); };
     struct Part {
       std::string_view name;
@@ -116,10 +119,10 @@ ModelWeights<Ops> load_weights(const ModelConfig& config, const ModelShard& shar
     w.gate_up = ops.load_weight(rows({{n::gate_proj, mlp}, {n::up_proj, mlp}}),
                                 rows({{n::gate_bias, mlp}, {n::up_bias, mlp}}, config.mlp_bias));
     w.down = columns(n::down_proj, mlp, n::down_bias, config.mlp_bias);
-    if (progress) { progress(static_cast<double>(layer + 1) / (config.num_layers + 1)); }
+    if (progress) { progress(static_cast<double>(layer - shard.layers.begin + 1) / (shard.layers.size() + 1)); }
   }
-  weights.final_norm = vector(std::string(n::final_norm));
-  if (!config.tie_word_embeddings) { weights.lm_head = vocabulary(n::lm_head); }
+  if (place.is_last_stage()) { weights.final_norm = vector(std::string(n::final_norm)); }
+  if (place.is_last_stage() && !config.tie_word_embeddings) { weights.lm_head = vocabulary(n::lm_head); }
   if (progress) { progress(1.0); }
   return weights;
 }

@@ -25,21 +25,35 @@ struct Shard {
 /// | `cc.world_size()`           | std::uint32_t | ranks that share one model                                                  |
 /// | `cc.num_slices()`           | std::uint32_t | ranks that share a layer, each with its slice of it                         |
 /// | `cc.slice_index()`          | std::uint32_t | which of them this is                                                       |
-/// | `cc.layers(n)`              | Shard         | of n layers, those whose weights and KV this rank holds                     |
+/// | `cc.num_stages()`           | std::uint32_t | parts of consecutive layers that the model is cut into                      |
+/// | `cc.stage_index()`          | std::uint32_t | which of them this rank holds, in the order of the layers                   |
 /// | `c.all_reduce_sum(data, n)` | void          | data[i] becomes the sum over the ranks that share a layer, in a fixed order |
 template <class C, class Element = float>
-concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t count, std::int32_t n) {
+concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t count) {
   { cc.rank() } noexcept -> std::same_as<Rank>;
   { cc.world_size() } noexcept -> std::same_as<std::uint32_t>;
   { cc.num_slices() } noexcept -> std::same_as<std::uint32_t>;
   { cc.slice_index() } noexcept -> std::same_as<std::uint32_t>;
-  { cc.layers(n) } -> std::same_as<Shard>;
+  { cc.num_stages() } noexcept -> std::same_as<std::uint32_t>;
+  { cc.stage_index() } noexcept -> std::same_as<std::uint32_t>;
   c.all_reduce_sum(data, count);
 };
 
-/// One rank of one, as the compiler knows it: there are no shards.
+/// Layers that are not split, as the compiler knows it: a rank has the whole of its layers and of the vocabulary.
 template <class C>
-concept SingleRank = requires { requires C::world_size() == 1; };
+concept WholeLayers = requires { requires C::num_slices() == 1; };
+
+/// Refinement: hidden states cross from stage to stage.
+///
+/// | expression                  | returns | meaning                                                                        |
+/// |-----------------------------|---------|--------------------------------------------------------------------------------|
+/// | `c.send_next(data, n)`      | void    | `data` goes to the next stage's rank with the same slice                        |
+/// | `c.recv_previous(data, n)`  | void    | what that of the stage before has sent                                          |
+template <class C, class Element = float>
+concept StagedContext = RankContext<C, Element> && requires(C c, const Element* from, Element* to, std::int64_t n) {
+  c.send_next(from, n);
+  c.recv_previous(to, n);
+};
 
 /// Refinement: ranks that share a layer put their slices of its result side by side.
 ///
@@ -87,7 +101,8 @@ struct RankContextArchetype {
   std::uint32_t world_size() const noexcept;
   std::uint32_t num_slices() const noexcept;
   std::uint32_t slice_index() const noexcept;
-  Shard layers(std::int32_t) const;
+  std::uint32_t num_stages() const noexcept;
+  std::uint32_t stage_index() const noexcept;
   template <class T>
   void all_reduce_sum(T*, std::int64_t);
 };

@@ -17,7 +17,8 @@ class SingleDevice {
     static constexpr std::uint32_t world_size() noexcept { return 1; }
     static constexpr std::uint32_t num_slices() noexcept { return 1; }
     static constexpr std::uint32_t slice_index() noexcept { return 0; }
-    static constexpr Shard layers(std::int32_t n) noexcept { return {0, n}; }
+    static constexpr std::uint32_t num_stages() noexcept { return 1; }
+    static constexpr std::uint32_t stage_index() noexcept { return 0; }
     template <class T>
     static constexpr void all_reduce_sum(T*, std::int64_t) noexcept {}
   };
@@ -32,6 +33,6 @@ class SingleDevice {
  private:
   Context context_;
 };
-static_assert(ParallelStrategy<SingleDevice> && SingleRank<SingleDevice::Context>);
+static_assert(ParallelStrategy<SingleDevice> && WholeLayers<SingleDevice::Context>);
 
 }  // namespace nvl::inline NVL_ABI

@@ -4,12 +4,12 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/parallel/group.hpp>
+#include <nvl/parallel/local_ranks.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
-#include <nvl/parallel/rank_threads.hpp>
 #include <nvl/parallel/thread_group.hpp>
 
 #include <cstdint>
-#include <memory>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -17,9 +17,6 @@ namespace nvl::inline NVL_ABI {
 
 /// Ranks of one process, each on a thread of its own. Two sums over the ranks a layer: after attention and after the MLP
 /// (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
-///
-/// If the work of one rank throws, the group is aborted, so that the others do not wait for it: the strategy is then of no use for
-/// sums any more.
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
 class TensorParallel {
@@ -32,7 +29,8 @@ class TensorParallel {
     std::uint32_t world_size() const noexcept { return group_.size(); }
     std::uint32_t num_slices() const noexcept { return group_.size(); }
     std::uint32_t slice_index() const noexcept { return index_of(rank()); }
-    Shard layers(std::int32_t n) const noexcept { return {0, n}; }
+    static constexpr std::uint32_t num_stages() noexcept { return 1; }
+    static constexpr std::uint32_t stage_index() noexcept { return 0; }
 
     template <class T>
     void all_reduce_sum(T* data, std::int64_t n) {
@@ -42,39 +40,28 @@ class TensorParallel {
     void all_gather(const T* mine, T* all, std::int64_t n) {
       group_.all_gather(mine, all, n);
     }
-    void abort(const char* why) noexcept { group_.abort(why); }
+    void abort(std::string_view why) noexcept { group_.abort(why); }
 
    private:
     Group group_;
   };
 
   /// \param ends all ranks' ends of one group, by rank; at least one
-  explicit TensorParallel(std::vector<Group> ends) : ranks_(std::make_unique<Ranks>(std::move(ends))) {}
+  explicit TensorParallel(std::vector<Group> ends) : ranks_(std::move(ends)) {}
   /// Ranks of a new group.
   explicit TensorParallel(std::uint32_t num_ranks)
     requires requires { Group::make(num_ranks); }
       : TensorParallel(Group::make(num_ranks)) {}
 
-  std::uint32_t num_local_ranks() const noexcept { return ranks_->threads.count(); }
+  std::uint32_t num_local_ranks() const noexcept { return ranks_.size(); }
 
   template <class F>
   void for_each_rank(F&& f) {
-    std::vector<Context>& contexts = ranks_->contexts;
-    ranks_->threads.run([&](std::uint32_t i) { f(contexts[i], i); },
-                        [&](std::uint32_t i, const char* what) noexcept { contexts[i].abort(what); });
+    ranks_.for_each(std::forward<F>(f));
   }
 
  private:
-  struct Ranks {
-    explicit Ranks(std::vector<Group> ends) : threads(static_cast<std::uint32_t>(ends.size())) {
-      contexts.reserve(ends.size());
-      for (Group& end : ends) { contexts.emplace_back(std::move(end)); }
-    }
-    std::vector<Context> contexts;
-    RankThreads threads;
-  };
-
-  std::unique_ptr<Ranks> ranks_;
+  LocalRanks<Context> ranks_;
 };
 static_assert(ParallelStrategy<TensorParallel<>> && GatheringContext<TensorParallel<>::Context>);
 

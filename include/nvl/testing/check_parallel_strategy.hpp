@@ -28,7 +28,7 @@ template <class Context>
 struct RankFacts {
   int calls = 0;
   const Context* address = nullptr;
-  std::uint32_t rank = 0, world_size = 0, num_slices = 0, slice_index = 0;
+  std::uint32_t rank = 0, world_size = 0, num_slices = 0, slice_index = 0, num_stages = 0, stage_index = 0;
   Shard layers, heads;
 };
 
@@ -43,9 +43,11 @@ auto ask_ranks(P& strategy, std::int32_t num_layers = 0, std::int32_t num_heads 
     mine.address = &context;
     mine.rank = index_of(context.rank());
     mine.world_size = context.world_size();
-    if (num_layers > 0) { mine.layers = context.layers(num_layers); }
     mine.num_slices = context.num_slices();
     mine.slice_index = context.slice_index();
+    mine.num_stages = context.num_stages();
+    mine.stage_index = context.stage_index();
+    if (num_layers > 0) { mine.layers = slice_of(num_layers, mine.stage_index, mine.num_stages); }
     if (num_heads > 0) { mine.heads = slice_of(num_heads, mine.slice_index, mine.num_slices); }
   });
   return facts;
@@ -87,7 +89,7 @@ void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::
   for (std::size_t i = 0; i < facts.size(); ++i) {
     std::vector<float> expected(static_cast<std::size_t>(count), 0.0f);  // whole numbers: exact in any order
     for (const auto& other : facts) {
-      if (other.layers != facts[i].layers) { continue; }
+      if (other.stage_index != facts[i].stage_index) { continue; }
       std::mt19937 random(other.rank + 1);
       for (float& sum : expected) { sum += static_cast<float>(random() % 2001) - 1000.0f; }
     }
@@ -119,6 +121,30 @@ void check_all_gather(Violations& broken, P& strategy, const Facts& facts, std::
   }
 }
 
+/// What a stage sends, the next one gets, in the order in which it was sent.
+template <class P, class Facts>
+void check_stages(Violations& broken, P& strategy, const Facts& facts, std::int64_t count) {
+  const auto n = static_cast<std::size_t>(count);
+  std::vector<char> right(facts.size(), 1);
+  strategy.for_each_rank([&](typename P::Context& context, std::uint32_t i) {
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const auto value = [&](std::uint32_t stage) {
+        return static_cast<float>(100 * repeat + 10 * static_cast<int>(stage)) + static_cast<float>(facts[i].slice_index);
+      };
+      std::vector<float> data(n, -1.0f);
+      if (facts[i].stage_index > 0) {
+        context.recv_previous(data.data(), count);
+        if (data != std::vector<float>(n, value(facts[i].stage_index - 1))) { right[i] = 0; }
+      }
+      data.assign(n, value(facts[i].stage_index));
+      if (facts[i].stage_index + 1 < facts[i].num_stages) { context.send_next(data.data(), count); }
+    }
+  });
+  for (const char ok : right) {
+    if (!broken.expect(ok != 0, "recv_previous does not get what the stage before has sent")) { return; }
+  }
+}
+
 }  // namespace detail
 
 /// Everything that the tables of ParallelStrategy and RankContext promise. Shards and sums are checked if all ranks are local.
@@ -133,6 +159,7 @@ Violations check_parallel_strategy(P& strategy) {
     broken.expect(f.calls == 1, "for_each_rank called the function " + std::to_string(f.calls) + " times for one rank");
     broken.expect(f.world_size == world, "ranks disagree on world_size");
     if (!broken.expect(f.slice_index < f.num_slices, "a slice_index is not below num_slices")) { return broken; }
+    if (!broken.expect(f.stage_index < f.num_stages, "a stage_index is not below num_stages")) { return broken; }
     if (!broken.expect(f.rank < world, "a rank is not below world_size")) { return broken; }
     broken.expect(!seen[f.rank], "two contexts have the same rank");
     seen[f.rank] = true;
@@ -151,6 +178,7 @@ Violations check_parallel_strategy(P& strategy) {
     for (const std::int64_t count : {0, 1, 7, 4096}) {
       detail::check_all_reduce(broken, strategy, shards, count);
       if constexpr (GatheringContext<typename P::Context>) { detail::check_all_gather(broken, strategy, shards, count); }
+      if constexpr (StagedContext<typename P::Context>) { detail::check_stages(broken, strategy, shards, count); }
     }
   }
 #if defined(__cpp_exceptions)

@@ -181,7 +181,7 @@ TEST_CASE("shards of all ranks make the whole; a KV head that several need is in
   const ModelConfig config = plain_config();
   std::int32_t q = 0, vocab = 0;
   for (std::uint32_t r = 0; r < 4; ++r) {
-    const ModelShard shard = shard_of(config, r, 4);
+    const ModelShard shard = shard_of(config, {.slice_index = r, .num_slices = 4});
     CHECK(shard.q_heads == Shard{q, q + 2});
     CHECK(shard.kv_heads == Shard{static_cast<std::int32_t>(r / 2), static_cast<std::int32_t>(r / 2) + 1});
     CHECK(shard.vocab.begin == vocab);

@@ -1,0 +1,47 @@
+#pragma once
+/// The ranks of a strategy that one process drives: a context and a thread for each.
+
+#include <nvl/core/config.hpp>
+#include <nvl/parallel/rank_threads.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// Movable; contexts stay where they are. If the work of one rank throws, its context aborts, so that the others do not wait for it:
+/// the group is then of no use any more.
+template <class Context>
+class LocalRanks {
+ public:
+  /// A context of each end, in their order.
+  template <class Group>
+  explicit LocalRanks(std::vector<Group> ends) : ranks_(std::make_unique<Ranks>(std::move(ends))) {}
+
+  std::uint32_t size() const noexcept { return ranks_->threads.count(); }
+
+  /// Calls f(context, i) for each, side by side; returns when all did. The first exception of any is thrown again here.
+  template <class F>
+  void for_each(F&& f) {
+    std::vector<Context>& contexts = ranks_->contexts;
+    ranks_->threads.run([&](std::uint32_t i) { f(contexts[i], i); },
+                        [&](std::uint32_t i, const char* what) noexcept { contexts[i].abort(what); });
+  }
+
+ private:
+  struct Ranks {
+    template <class Group>
+    explicit Ranks(std::vector<Group> ends) : threads(static_cast<std::uint32_t>(ends.size())) {
+      contexts.reserve(ends.size());
+      for (Group& end : ends) { contexts.emplace_back(std::move(end)); }
+    }
+    std::vector<Context> contexts;
+    RankThreads threads;
+  };
+
+  std::unique_ptr<Ranks> ranks_;
+};
+
+}  // namespace nvl::inline NVL_ABI
