@@ -17,6 +17,7 @@ struct StepLimits {
   std::int32_t max_logit_bias = 0;   // entries of one sampled row
   std::int32_t max_banned = 0;       // tokens of one sampled row
   std::int32_t max_logprobs = 0;     // most likely tokens that one sampled row reports
+  std::int32_t num_in_flight = 2;    // steps that may be launched and not collected
 };
 
 }  // namespace nvl::inline NVL_ABI

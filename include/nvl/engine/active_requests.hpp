@@ -165,7 +165,8 @@ class ActiveRequests {
 
   /// Puts a placeholder behind each sequence that will get a token, so that the scheduler can plan with it before it is known.
   /// A sequence that the token brings to its full length leaves the scheduler now: nothing has to be waited for.
-  void reserve_outputs(const ScheduledBatch& batch) {
+  /// \param holds no step may name the placeholder: the sequence waits for the commit
+  void reserve_outputs(const ScheduledBatch& batch, bool holds) {
     std::int32_t row = 0;
     for (const ScheduledSeq& entry : batch.seqs) {
       if (!entry.needs_sample) { continue; }
@@ -173,6 +174,7 @@ class ActiveRequests {
       choice.tokens.push_back(sampled_in_row(row));
       row += 1 + choice.num_forks;
       ++choice.num_pending;
+      choice.num_held = holds ? 1 : 0;
       if (choice.num_tokens() >= choice.max_total_tokens) { leave_scheduler(choice); }
     }
   }
@@ -334,6 +336,7 @@ class ActiveRequests {
     }
     if (!rows.empty()) {
       choice.tokens[static_cast<std::size_t>(end)] = rows.front().token;
+      choice.num_held = 0;
       --choice.num_pending;
     }
     // A sequence that was preempted meanwhile has less.
@@ -471,7 +474,7 @@ class ActiveRequests {
     leave_scheduler(choice);
     release_all_blocks(choice, allocator_);
     choice.tokens.resize(choice.tokens.size() - static_cast<std::size_t>(choice.num_pending));
-    choice.num_pending = 0;
+    choice.num_pending = choice.num_held = 0;
     choice.status = SeqStatus::finished;
     choice.finish_reason = reason;
   }

@@ -83,6 +83,7 @@ class Engine {
       : config_(checked(config)),
         options_(options),
         parallel_(std::move(parallel)),
+        num_stages_(count_stages()),
         plan_(plan_ranks()),
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks),
                                   .block_size = block_size,
@@ -90,11 +91,14 @@ class Engine {
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
                                     .block_size = block_size,
+                                    .num_micro_batches = num_stages_,
                                     .scheduling = options_.scheduling,
                                     .window = {.tokens = config_.has_full_layers() ? 0 : config_.sliding_window}}),
         requests_(scheduler_, allocator_, stats_, config_, options_, plan_) {
+    flights_.resize(static_cast<std::size_t>(std::max(num_stages_, 2)));
     ranks_.resize(parallel_.num_local_ranks());
-    const StepLimits limits = step_limits(config_, plan_, options_, block_size);
+    StepLimits limits = step_limits(config_, plan_, options_, block_size);
+    limits.num_in_flight = static_cast<std::int32_t>(flights_.size());
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
       const DeviceOptions device = for_rank(options_.device, i, parallel_.num_local_ranks());
       ranks_[i] = std::make_unique<RankState>(config_, source, limits, device, plan_.allocated_bytes(), context,
@@ -331,6 +335,14 @@ class Engine {
     return plan_memory<Attention, Allocator>(*std::ranges::max_element(configs, {}, &ModelConfig::num_layers), options_, ranks);
   }
 
+  std::int32_t count_stages() {
+    std::int32_t num = 1;
+    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
+      if (i == 0) { num = static_cast<std::int32_t>(context.num_stages()); }
+    });
+    return num;
+  }
+
   /// A rank of the last stage: they all have the tokens.
   const RankState& sampling_rank() const noexcept {
     const auto is_last = [](const auto& rank) { return rank->runner.place().is_last_stage(); };
@@ -350,21 +362,31 @@ class Engine {
   bool run_step() {
     if (!launch_current()) { return false; }
     Flight& current = flights_[current_];
-    Flight& next = flights_[1 - current_];
     if (!current.is_launched) { return true; }
-    if constexpr (Ops::runs_ahead) {
-      if (Requests::may_run_ahead(current.batch)) { launch(next); }
+    if (num_stages_ > 1) {
+      fill_pipeline();
+    } else if constexpr (Ops::runs_ahead) {
+      if (Requests::may_run_ahead(current.batch)) { launch(flights_[1 - current_]); }
     }
     parallel_.for_each_rank(
         [&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->output = &ranks_[i]->runner.collect(); });
     current.is_launched = false;
-    current_ = 1 - current_;
+    current_ = (current_ + 1) % flights_.size();
     stats_.last_step = work_of(current.batch);
     requests_.commit(current.batch, *sampling_rank().output);
     if constexpr (requires(Device& device) { device.idle_seconds(); }) {
       stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();
     }
     return true;
+  }
+
+  /// While one stage computes a step, the others compute steps of other sequences: as many as there are stages.
+  void fill_pipeline() {
+    for (std::size_t i = 1; i < flights_.size(); ++i) {
+      Flight& flight = flights_[(current_ + i) % flights_.size()];
+      if (!flight.is_launched) { launch(flight); }
+      if (!flight.is_launched) { return; }
+    }
   }
 
   /// Plans a step and starts it. False if there is nothing to do. Without the host memory for it nothing is started: a plan is
@@ -385,7 +407,7 @@ class Engine {
         [&] {
           plan_forks(batch, options_.max_num_seqs);
           StepInput& built = build_step_input(batch, block_size, next_step_, flight.buffer);
-          requests_.reserve_outputs(batch);
+          requests_.reserve_outputs(batch, num_stages_ > 1);
           in = &built;
         },
         [&](const char* what) { drop(batch, what); });
@@ -444,10 +466,12 @@ class Engine {
   const ModelConfig config_;
   const EngineOptions options_;
   Parallel parallel_;
+  const std::int32_t num_stages_;
   const MemoryPlan plan_;
   Allocator allocator_;
   Scheduler scheduler_;
-  std::array<Flight, 2> flights_;  // the oldest step not yet collected, and the next; outlive the ranks, which may read them
+  std::vector<Flight>
+      flights_;  // a ring: the oldest step not yet collected is flights_[current_]; outlive the ranks, which read them
   std::vector<std::unique_ptr<RankState>> ranks_;
   EngineStats stats_;
   Requests requests_;

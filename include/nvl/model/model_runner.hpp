@@ -87,6 +87,7 @@ class ModelRunner {
         rope_(ops_.load_rope(RopeTable(config.rope, config.head_dim, limits.max_model_len))),
         kv_(device, elements_to_bytes(layout_.layer_elements() * config_.num_layers)),
         head_(device, place_.is_last_stage() ? limits.max_num_seqs : 0, config_.vocab_size, context),
+        outputs_(static_cast<std::size_t>(limits.num_in_flight)),
         attention_(AttentionShape{.num_q_heads = config_.num_q_heads,
                                   .kv = layout_,
                                   .window = config_.has_windowed_layers() ? config_.sliding_window : 0,
@@ -107,8 +108,8 @@ class ModelRunner {
   ModelRunner(const ModelRunner&) = delete;
   ModelRunner& operator=(const ModelRunner&) = delete;
 
-  /// Starts a step; `in` stays valid until its `collect`. Where the ops run ahead it returns before the step is done, and a
-  /// second step may be launched before the first is collected.
+  /// Starts a step; `in` stays valid until its `collect`. Where the ops run ahead it returns before the step is done, and
+  /// StepLimits::num_in_flight steps may be launched before the first is collected.
   void launch(const StepInput& in) {
     check(in);
     StepOutput& out = outputs_[num_launched_++ % outputs_.size()];
@@ -133,7 +134,7 @@ class ModelRunner {
     return true;
   }
 
-  /// Waits for the oldest launched step that was not collected and returns what it sampled; valid until the second launch after.
+  /// Waits for the oldest launched step that was not collected and returns what it sampled; valid until num_in_flight launches later.
   const StepOutput& collect() {
     StepOutput& out = outputs_[num_collected_++ % outputs_.size()];
     ops_.await(out);
@@ -286,9 +287,9 @@ class ModelRunner {
   typename detail::HostPool<Ops>::Buffer host_kv_;
   typename Decoder<Attention, Context>::Scratch activations_;
   HeadOf<Ops, Context> head_;
-  Attention attention_;
+  std::vector<StepOutput> outputs_;  // of the steps in flight
+  Attention attention_;              // its end waits for them
   Decoder<Attention, Context> decoder_;
-  std::array<StepOutput, 2> outputs_;  // of the step that runs and of the one launched ahead of it
   std::uint64_t num_launched_ = 0;
   std::uint64_t num_collected_ = 0;
 };

@@ -275,7 +275,7 @@ inline void append_to_batch(ScheduledBatch& batch, Sequence& seq, std::int32_t n
   batch.seqs.push_back({.seq = &seq,
                         .first_position = seq.num_computed,
                         .num_tokens = num_tokens,
-                        .needs_sample = num_tokens == seq.num_uncomputed()});
+                        .needs_sample = num_tokens == seq.num_uncomputed() && seq.num_held == 0});
   seq.num_computed += num_tokens;
   batch.num_tokens += num_tokens;
 }

@@ -150,7 +150,7 @@ class PrefillFirstScheduler {
       while (next->running && !try_grow(seq, allocator, seq.num_tokens(), options_.block_size, batch)) {
         preempt_last(allocator, batch);
       }
-      if (next->running) { append_chunk(batch, seq, 1); }
+      if (next->running && seq.num_uncomputed() > 0) { append_chunk(batch, seq, 1); }
     }
   }
 

@@ -17,6 +17,7 @@ struct SchedulerOptions {
   std::int32_t max_num_seqs = 256;             // sequences running at once
   std::int32_t max_num_batched_tokens = 2048;  // [tokens] computed in one step
   std::int32_t block_size = 16;                // [tokens]
+  std::int32_t num_micro_batches = 1;          // steps that are under way at once, of different sequences
   SchedulingOptions scheduling{};              // of policies that mix prompts and decodes
   SlidingWindow window{};                      // of the model, if none of its layers sees farther
 };

@@ -41,6 +41,7 @@ struct Sequence {
   std::int32_t max_total_tokens = 0;  // [tokens] prompt + max_tokens, within the engine's max_model_len
   std::int32_t num_computed =
       0;  // [tokens] whose K and V are stored by the steps planned so far; < tokens.size() while there is work
+  std::int32_t num_held = 0;            // [tokens] the last of them, if a step under way chooses it and none may compute it yet
   std::vector<BlockId> block_table;     // physical block of each logical block; those before num_released are not its own
   std::vector<HostBlockId> host_table;  // host block of each logical block, of a swapped or loading sequence; else empty
   std::int32_t num_released = 0;        // [blocks] at the head of block_table that a sliding window has left behind
@@ -59,7 +60,8 @@ struct Sequence {
     return std::span(block_table).subspan(static_cast<std::size_t>(num_released));
   }
   std::int32_t num_tokens() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
-  std::int32_t num_uncomputed() const noexcept { return num_tokens() - num_computed; }
+  /// [tokens] that a step may compute
+  std::int32_t num_uncomputed() const noexcept { return num_tokens() - num_held - num_computed; }
   std::int32_t num_output() const noexcept { return num_tokens() - num_prompt; }
 };
 

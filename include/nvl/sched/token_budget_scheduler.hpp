@@ -2,6 +2,7 @@
 /// The SchedulerPolicy that mixes: one step under one token budget, decodes first, then parts of prompts.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/checked.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/kv/block_allocator.hpp>
@@ -139,6 +140,7 @@ class TokenBudgetScheduler {
     const Ticket* urgent = nullptr;  // the sequence that room was made for
     std::size_t blocks_to_come = 0;  // of victims, with the next step, and not spoken for
     std::int32_t num_decodes = 0;
+    std::int64_t decode_load = 0;  // [tokens] that they attend to
     std::int32_t num_partial = 0;  // sequences of the line that this step, so far, leaves partly computed
     std::int32_t num_long = 0;     // that had more than the threshold to compute
     std::int32_t prompt_tokens_left = 0;
@@ -158,6 +160,7 @@ class TokenBudgetScheduler {
     NVL_EXPECTS(options.max_num_seqs >= 1, "max_num_seqs", options.max_num_seqs, "at least 1");
     NVL_EXPECTS(options.max_num_batched_tokens >= 1, "max_num_batched_tokens", options.max_num_batched_tokens, "at least 1");
     NVL_EXPECTS(options.block_size >= 1, "block_size", options.block_size, "at least 1");
+    NVL_EXPECTS(options.num_micro_batches >= 1, "num_micro_batches", options.num_micro_batches, "at least 1");
     validate(options.scheduling);
     options.max_num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);  // each decodes in each step
     return options;
@@ -259,6 +262,7 @@ class TokenBudgetScheduler {
 
   template <BlockAllocator A>
   void plan_decodes(Step& step, A& allocator, ScheduledBatch& batch) {
+    const std::int64_t most_load = micro_batch_load();
     for (std::size_t i = 0; i < line_.size(); ++i) {
       const bool is_ready = find_blocks(*line_[i].seq, i, step, allocator, batch);
       if (i == line_.size()) { break; }  // it was the victim itself
@@ -267,13 +271,25 @@ class TokenBudgetScheduler {
       const Runner runner = line_[i];
       const std::int32_t left = runner.seq->num_uncomputed();
       if (left == 1) {
+        if (step.decode_load >= most_load) {
+          line_[i].is_ready = false;  // for the next step, which does not wait for this one
+          continue;
+        }
         plan(batch, runner, 1);
         ++step.num_decodes;
+        step.decode_load += runner.seq->num_tokens();
       } else if (left > 1) {
         ++step.num_partial;
         step.num_long += left > longest_chunk() ? 1 : 0;
       }
     }
+  }
+
+  /// [tokens] of context that a step decodes over: its share, where several steps are under way
+  std::int64_t micro_batch_load() const noexcept {
+    std::int64_t total = 0;
+    for (const Runner& runner : line_) { total += runner.seq->num_tokens(); }
+    return ceil_div<std::int64_t>(total, options_.num_micro_batches);
   }
 
   /// Blocks for all tokens of the i-th of the line, if need be those of the last, which may be itself.

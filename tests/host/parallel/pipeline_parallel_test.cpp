@@ -129,4 +129,27 @@ TEST_CASE("a stage plans the KV cache of its own layers", "[parallel][host]") {
   CHECK(cut.kv_cache(0).num_layers + cut.kv_cache(1).num_layers == 4);
 }
 
+TEST_CASE("steps of different sequences fill the pipeline, and nothing that a request gets changes", "[parallel][host]") {
+  const ModelConfig config = config_of_layers(4);
+  const RandomWeights weights(config, 9);
+  for (const bool is_scarce : {false, true}) {
+    EngineOptions options = roomy_options();
+    if (is_scarce) {
+      options.num_blocks = 9;
+      options.max_num_batched_tokens = 9;
+      options.max_num_seqs = 6;
+    }
+    EngineOn<float, SingleDevice> whole(config, weights, options);
+    const auto text = tokens_of(whole);
+    for (const std::uint32_t num_stages : {2u, 4u}) {
+      CAPTURE(is_scarce, num_stages);
+      EngineOn<float, PipelineParallel<>> cut(config, weights, options, {}, PipelineParallel<>(num_stages));
+      CHECK(tokens_of(cut) == text);
+      CHECK(cut.stats().num_free_blocks == cut.stats().num_blocks);
+      // Six requests at once need more steps where each takes a part of them.
+      CHECK(cut.stats().num_steps > whole.stats().num_steps);
+    }
+  }
+}
+
 }  // namespace pipeline_parallel_test
