@@ -23,6 +23,7 @@
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
+#include <nvl/parallel/tensor_pipeline_parallel.hpp>
 #include <nvl/sched/cost_preemption.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>

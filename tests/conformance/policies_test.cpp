@@ -14,6 +14,7 @@
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
+#include <nvl/parallel/tensor_pipeline_parallel.hpp>
 #include <nvl/sched/fair_share_order.hpp>
 #include <nvl/sched/longest_prefix_order.hpp>
 #include <nvl/sched/prefill_first_scheduler.hpp>
@@ -86,6 +87,13 @@ TEMPLATE_TEST_CASE("strategies of several ranks keep the promises of ParallelStr
                    PipelineParallel<>) {
   for (const std::uint32_t num_ranks : {1u, 2u, 3u, 4u}) {
     TestType strategy(num_ranks);
+    CHECK(testing::check_parallel_strategy(strategy).text() == "");
+  }
+}
+
+TEST_CASE("TensorPipelineParallel keeps the promises of ParallelStrategy", "[conformance][host]") {
+  for (const auto& [num_stages, num_slices] : {std::pair(1u, 1u), std::pair(2u, 1u), std::pair(1u, 3u), std::pair(3u, 2u)}) {
+    TensorPipelineParallel<> strategy(num_stages, num_slices);
     CHECK(testing::check_parallel_strategy(strategy).text() == "");
   }
 }

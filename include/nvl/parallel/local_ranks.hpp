@@ -16,9 +16,17 @@ namespace nvl::inline NVL_ABI {
 template <class Context>
 class LocalRanks {
  public:
-  /// A context of each end, in their order.
-  template <class Group>
-  explicit LocalRanks(std::vector<Group> ends) : ranks_(std::make_unique<Ranks>(std::move(ends))) {}
+  /// \param contexts of the ranks, at least one
+  explicit LocalRanks(std::vector<Context> contexts) : ranks_(std::make_unique<Ranks>(std::move(contexts))) {}
+
+  /// A context of each of `ends`, in their order.
+  template <class End>
+  static LocalRanks of(std::vector<End> ends) {
+    std::vector<Context> contexts;
+    contexts.reserve(ends.size());
+    for (End& end : ends) { contexts.emplace_back(std::move(end)); }
+    return LocalRanks(std::move(contexts));
+  }
 
   std::uint32_t size() const noexcept { return ranks_->threads.count(); }
 
@@ -32,11 +40,9 @@ class LocalRanks {
 
  private:
   struct Ranks {
-    template <class Group>
-    explicit Ranks(std::vector<Group> ends) : threads(static_cast<std::uint32_t>(ends.size())) {
-      contexts.reserve(ends.size());
-      for (Group& end : ends) { contexts.emplace_back(std::move(end)); }
-    }
+    explicit Ranks(std::vector<Context> those)
+        : contexts(std::move(those)),
+          threads(static_cast<std::uint32_t>(contexts.size())) {}
     std::vector<Context> contexts;
     RankThreads threads;
   };

@@ -49,7 +49,7 @@ class PipelineParallel {
   };
 
   /// \param ends all ranks' ends of one group, by rank; at least one
-  explicit PipelineParallel(std::vector<Group> ends) : ranks_(std::move(ends)) {}
+  explicit PipelineParallel(std::vector<Group> ends) : ranks_(LocalRanks<Context>::of(std::move(ends))) {}
   /// Ranks of a new group.
   explicit PipelineParallel(std::uint32_t num_ranks)
     requires requires { Group::make(num_ranks); }

@@ -47,7 +47,7 @@ class TensorParallel {
   };
 
   /// \param ends all ranks' ends of one group, by rank; at least one
-  explicit TensorParallel(std::vector<Group> ends) : ranks_(std::move(ends)) {}
+  explicit TensorParallel(std::vector<Group> ends) : ranks_(LocalRanks<Context>::of(std::move(ends))) {}
   /// Ranks of a new group.
   explicit TensorParallel(std::uint32_t num_ranks)
     requires requires { Group::make(num_ranks); }

@@ -3,6 +3,7 @@
 #include <nvl/model/random_weights.hpp>
 #include <nvl/nvl.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
+#include <nvl/parallel/tensor_pipeline_parallel.hpp>
 
 #include "support/expect_error.hpp"
 #include "support/tiny_model.hpp"
@@ -11,6 +12,8 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -82,6 +85,27 @@ TEMPLATE_TEST_CASE("on any number of stages every logit is that of one rank, bit
         CHECK(cut.num_ranks() == num_stages);
       }
     }
+  }
+}
+
+TEST_CASE("stages of several ranks have the logits of one rank, and its greedy text", "[parallel][host]") {
+  ModelConfig config = config_of_layers(4);
+  config.num_q_heads = 8;
+  const RandomWeights weights(config, 5);
+  const std::vector<TokenId> prompt = tiny_prompt(0, 41);
+  EngineOn<float, SingleDevice> whole(config, weights, roomy_options());
+  const std::vector<float> expected = logits_of(whole, prompt);
+  const auto text = tokens_of(whole);
+  for (const auto& [num_stages, num_slices] : {std::pair(2u, 2u), std::pair(4u, 2u), std::pair(1u, 4u)}) {
+    CAPTURE(num_stages, num_slices);
+    EngineOn<float, TensorPipelineParallel<>> cut(config, weights, roomy_options(), {},
+                                                  TensorPipelineParallel<>(num_stages, num_slices));
+    const std::vector<float> logits = logits_of(cut, prompt);
+    REQUIRE(logits.size() == expected.size());
+    float error = 0;
+    for (std::size_t i = 0; i < logits.size(); ++i) { error = std::max(error, std::abs(logits[i] - expected[i])); }
+    CHECK(error < 2e-5f);
+    CHECK(tokens_of(cut) == text);
   }
 }
 

@@ -1,0 +1,94 @@
+#pragma once
+/// The ParallelStrategy that cuts a model between layers and splits these: stages of several ranks each.
+
+#include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
+#include <nvl/core/ids.hpp>
+#include <nvl/parallel/group.hpp>
+#include <nvl/parallel/local_ranks.hpp>
+#include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/parallel/thread_group.hpp>
+
+#include <cstdint>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace nvl::inline NVL_ABI {
+
+/// Ranks of one process, each on a thread of its own; rank = stage * num_slices + slice. The ranks of a stage are a group and add up
+/// their parts as in TensorParallel; those with the same slice are a group, along which hidden states go as in PipelineParallel.
+template <class Group = ThreadGroup>
+  requires RankGroup<Group>
+class TensorPipelineParallel {
+ public:
+  class Context {
+   public:
+    Context(Group slices, Group stages) : slices_(std::move(slices)), stages_(std::move(stages)) {}
+
+    Rank rank() const noexcept { return Rank{stage_index() * num_slices() + slice_index()}; }
+    std::uint32_t world_size() const noexcept { return num_stages() * num_slices(); }
+    std::uint32_t num_slices() const noexcept { return slices_.size(); }
+    std::uint32_t slice_index() const noexcept { return index_of(slices_.rank()); }
+    std::uint32_t num_stages() const noexcept { return stages_.size(); }
+    std::uint32_t stage_index() const noexcept { return index_of(stages_.rank()); }
+
+    template <class T>
+    void all_reduce_sum(T* data, std::int64_t n) {
+      slices_.all_reduce_sum(data, n);
+    }
+    template <class T>
+    void all_gather(const T* mine, T* all, std::int64_t n) {
+      slices_.all_gather(mine, all, n);
+    }
+    template <class T>
+    void send_next(const T* data, std::int64_t n) {
+      stages_.send(data, n, Rank{stage_index() + 1});
+    }
+    template <class T>
+    void recv_previous(T* data, std::int64_t n) {
+      stages_.recv(data, n, Rank{stage_index() - 1});
+    }
+    /// Whoever waits in either group throws, and aborts the other one of its own.
+    void abort(std::string_view why) noexcept {
+      slices_.abort(why);
+      stages_.abort(why);
+    }
+
+   private:
+    Group slices_, stages_;
+  };
+
+  /// Ranks of new groups: `num_stages` stages of `num_slices` each.
+  TensorPipelineParallel(std::uint32_t num_stages, std::uint32_t num_slices)
+    requires requires { Group::make(num_slices); }
+      : ranks_(contexts_of(num_stages, num_slices)) {}
+
+  std::uint32_t num_local_ranks() const noexcept { return ranks_.size(); }
+
+  template <class F>
+  void for_each_rank(F&& f) {
+    ranks_.for_each(std::forward<F>(f));
+  }
+
+ private:
+  static std::vector<Context> contexts_of(std::uint32_t num_stages, std::uint32_t num_slices) {
+    NVL_EXPECTS(num_stages >= 1, "stages", num_stages, "at least 1");
+    std::vector<std::vector<Group>> lines;  // of the ranks with the same slice
+    for (std::uint32_t slice = 0; slice < num_slices; ++slice) { lines.push_back(Group::make(num_stages)); }
+    std::vector<Context> contexts;
+    for (std::uint32_t stage = 0; stage < num_stages; ++stage) {
+      std::vector<Group> row = Group::make(num_slices);
+      for (std::uint32_t slice = 0; slice < num_slices; ++slice) {
+        contexts.emplace_back(std::move(row[slice]), std::move(lines[slice][stage]));
+      }
+    }
+    return contexts;
+  }
+
+  LocalRanks<Context> ranks_;
+};
+static_assert(ParallelStrategy<TensorPipelineParallel<>> && GatheringContext<TensorPipelineParallel<>::Context> &&
+              StagedContext<TensorPipelineParallel<>::Context>);
+
+}  // namespace nvl::inline NVL_ABI
