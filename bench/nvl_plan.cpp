@@ -114,7 +114,7 @@ class PlanProgram {
     parser.option("--block-size", question_.block_size, "N", "Tokens of a KV block. Default: 16.");
     parser.group("GPU");
     parser.option("--gpu", gpu_, "NAME", "One of " + gpu_list() + ". Default: h200.");
-    parser.option("--tensor-parallel-size,--tp-size", question_.num_ranks, "N", "GPUs that share the model. Default: 1.");
+    parser.option("-tp,--tensor-parallel-size,--tp-size", question_.num_ranks, "N", "GPUs that share the model. Default: 1.");
     parser.option("--gpu-memory", memory_, "BYTES", "Memory of a GPU as its driver reports it, such as 80G. Default: the GPU's.");
     parser.option("--num-sms", num_sms_, "N", "Its multiprocessors. Default: the GPU's.");
     parser.option("--peak-bandwidth", bandwidth_, "TB/S",

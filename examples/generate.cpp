@@ -146,7 +146,6 @@ int generate(int argc, char** argv) {
   parser.group("Machine");
   model.add_device_to(parser);
   capacity.add_to(parser);
-  model.parallel.add_to(parser);
   parser.footer(
       "Examples:\n"
       "  nvl-generate -m model.gguf -p \"The sky is\" -n 32 --temp 0\n"

@@ -84,6 +84,9 @@ void CommonOptions::validate() {
                           model.policies.prefix_cache != nvl_examples::PolicyOptions{}.prefix_cache)) {
     throw UsageError("--batch-invariant is compiled with the default --scheduler and --prefix-cache only");
   }
+  if (batch_invariant && model.parallel.data_parallel_size > 1) {
+    throw UsageError("--batch-invariant needs --data-parallel-size 1");
+  }
   require_at_least_one("--verify-input-len", verify.input_len);
   require_at_least_one("--verify-output-len", verify.output_len);
   verify.num_requests = num_verified.value_or(model.device == "cpu" ? 0 : 16);

@@ -249,7 +249,10 @@ Json report_head(const std::vector<std::string>& command, const BenchModel& mode
   json["batch_invariant"] = common.batch_invariant || common.model.device == "cpu";
   json["scheduler"] = common.model.policies.scheduler;
   json["prefix_cache"] = common.model.policies.prefix_cache;
-  if (const auto& parallel = common.model.parallel; parallel.data_parallel_size > 1) {
+  const auto& parallel = common.model.parallel;
+  json["tensor_parallel_size"] = parallel.tensor_parallel_size;
+  json["pipeline_parallel_size"] = parallel.pipeline_parallel_size;
+  if (parallel.data_parallel_size > 1) {
     json["data_parallel_size"] = parallel.data_parallel_size;
     json["router"] = parallel.router_name();
   }

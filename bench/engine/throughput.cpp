@@ -36,7 +36,6 @@ void ThroughputCommand::add_to(nvl_examples::OptionParser& parser) {
       "--fresh-ids", fresh_ids,
       "Each counted run has the same lengths and new ids, so that the prefix cache is cold; all but nano-vllm always do.");
   common.add_rest_to(parser);
-  common.model.parallel.add_to(parser);
   parser.group("Output");
   parser.option("--step-log", step_log, "FILE", "Writes a line a step of the counted runs: its work and its time, as CSV.");
 }
@@ -66,9 +65,8 @@ void ThroughputCommand::validate() {
     throw UsageError("--request-rate is " + fixed(*request_rate, 3) + ": must be above 0");
   }
   if (think_time < 0) { throw UsageError("--think-time is " + fixed(think_time, 3) + ": must not be negative"); }
-  if (common.model.parallel.data_parallel_size > 1) {
-    if (step_log) { throw UsageError("--step-log needs --data-parallel-size 1: replicas step side by side"); }
-    if (common.batch_invariant) { throw UsageError("--batch-invariant needs --data-parallel-size 1"); }
+  if (step_log && common.model.parallel.data_parallel_size > 1) {
+    throw UsageError("--step-log needs --data-parallel-size 1: replicas step side by side");
   }
   if (step_log) { require_writable(*step_log); }
   if (num_warmups.value_or(0) < 0) {

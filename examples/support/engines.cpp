@@ -38,6 +38,7 @@ void require_reader(const PolicyOptions& policies, const nvl::SchedulingOptions&
 std::unique_ptr<nvl::AnyEngine> make_one_engine(const ModelOptions& model, const nvl::ModelConfig& config,
                                                 nvl::AnyWeightSource source, const nvl::EngineOptions& options,
                                                 std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
+  if (model.parallel.num_ranks() > 1) { return make_split_engine(model.parallel, config, source, options, dtype, progress); }
   if (model.device == "cuda") { return make_cuda_engine(model.policies, config, source, options, dtype, progress); }
   return with_policies(model.policies, [&]<class S, class A>(Policies<S, A>) {
     return nvl::with_engine_type(nvl::CpuEngines<S, A>{}, config, dtype, [&]<class E>(std::type_identity<E>) {

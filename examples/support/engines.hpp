@@ -12,7 +12,7 @@
 
 #define NVL_EXAMPLE_ENGINE(prefix, Element)                                              \
   prefix template std::unique_ptr<AnyEngine> make_any_engine<DefaultCpuEngine<Element>>( \
-      const ModelConfig&, AnyWeightSource, const EngineOptions&, const LoadProgress&)
+      const ModelConfig&, AnyWeightSource, const EngineOptions&, const LoadProgress&, SingleDevice)
 
 namespace nvl::inline NVL_ABI {
 
@@ -36,7 +36,12 @@ std::unique_ptr<nvl::AnyEngine> make_engine(const ModelOptions& model, const nvl
                                             nvl::AnyWeightSource source, const nvl::EngineOptions& options,
                                             std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress);
 
-/// What make_engine needs for "cuda".
+/// What make_engine needs for a model that is split over ranks of the CPU; of the default policies.
+std::unique_ptr<nvl::AnyEngine> make_split_engine(const ParallelOptions& parallel, const nvl::ModelConfig& config,
+                                                  nvl::AnyWeightSource source, const nvl::EngineOptions& options,
+                                                  std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress);
+
+/// What it needs for "cuda".
 std::unique_ptr<nvl::AnyEngine> make_cuda_engine(const PolicyOptions& policies, const nvl::ModelConfig& config,
                                                  nvl::AnyWeightSource source, const nvl::EngineOptions& options,
                                                  std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress);

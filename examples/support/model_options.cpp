@@ -4,7 +4,9 @@
 #include <nvl/ops/cpu_device.hpp>
 
 #include <cstdlib>
+#include <string>
 #include <string_view>
+#include <utility>
 
 namespace nvl_examples {
 
@@ -26,7 +28,12 @@ std::string to_string(const PolicyOptions& policies) {
 }
 
 void ParallelOptions::add_to(OptionParser& parser) {
-  parser.group("Several engines");
+  parser.group("Several devices");
+  parser.option(
+      "-tp,--tensor-parallel-size", tensor_parallel_size, "N",
+      "Ranks that share each layer, with a part of its heads and features. On the CPU, with shares of its threads. Default: 1.");
+  parser.option("-pp,--pipeline-parallel-size", pipeline_parallel_size, "N",
+                "Stages that share the layers. On the CPU they take turns. Default: 1.");
   parser.option(
       "-dp,--data-parallel-size", data_parallel_size, "N",
       "Replicas of the engine that share the requests: on N GPUs from the first one on, or on shares of the CPU's threads. "
@@ -40,8 +47,12 @@ void ParallelOptions::add_to(OptionParser& parser) {
 
 void ParallelOptions::validate() const {
   constexpr std::int32_t most = 64;
-  if (data_parallel_size < 1 || data_parallel_size > most) {
-    throw UsageError("--data-parallel-size is " + std::to_string(data_parallel_size) + ": must be 1 to " + std::to_string(most));
+  for (const auto& [flag, size] :
+       {std::pair("--tensor-parallel-size", tensor_parallel_size), std::pair("--pipeline-parallel-size", pipeline_parallel_size),
+        std::pair("--data-parallel-size", data_parallel_size)}) {
+    if (size < 1 || size > most) {
+      throw UsageError(std::string(flag) + " is " + std::to_string(size) + ": must be 1 to " + std::to_string(most));
+    }
   }
   if (!router) { return; }
   if (*router != "round-robin" && *router != "least-tokens" && *router != "prefix-affinity") {
@@ -82,6 +93,7 @@ void ModelOptions::add_device_to(OptionParser& parser) {
                 "Time to look for faster matrix product algorithms at start-up. Default: 0.");
   parser.flag("--check-tensors", check_tensors, "Refuse a model whose weights hold a NaN or an infinity.");
   policies.add_to(parser);
+  parallel.add_to(parser);
 }
 
 void ModelOptions::validate() const {
@@ -94,6 +106,12 @@ void ModelOptions::validate() const {
   if (device != "cpu" && device != "cuda") { throw UsageError("--device is \"" + device + "\": must be cpu or cuda"); }
   static_cast<void>(element_type());
   parallel.validate();
+  if (parallel.num_ranks() > 1) {
+    const std::string split = "--tensor-parallel-size " + std::to_string(parallel.tensor_parallel_size) +
+                              " --pipeline-parallel-size " + std::to_string(parallel.pipeline_parallel_size);
+    if (device == "cuda") { throw UsageError(split + " needs --device cpu: GPUs share requests (-dp), not yet a model"); }
+    if (policies != PolicyOptions()) { throw UsageError(split + " is compiled with " + to_string(PolicyOptions()) + " only"); }
+  }
 }
 
 std::optional<nvl::DType> ModelOptions::element_type() const {

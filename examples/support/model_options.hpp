@@ -28,8 +28,10 @@ struct PolicyOptions {
 /// As on the command line.
 std::string to_string(const PolicyOptions& policies);
 
-/// How many engines share the work.
+/// How many ranks share a model, and how many engines the work.
 struct ParallelOptions {
+  std::int32_t tensor_parallel_size = 1;
+  std::int32_t pipeline_parallel_size = 1;
   std::int32_t data_parallel_size = 1;
   std::optional<std::string> router;
 
@@ -38,6 +40,8 @@ struct ParallelOptions {
   void add_to(OptionParser& parser);
   /// \throws UsageError
   void validate() const;
+  /// Of one engine.
+  std::int32_t num_ranks() const noexcept { return tensor_parallel_size * pipeline_parallel_size; }
   std::string router_name() const { return router.value_or(default_router); }
   /// The options of replica `i` of an engine with `options`: its share of the CPU, or its GPU.
   nvl::EngineOptions of_replica(std::int32_t i, bool is_on_cpu, nvl::EngineOptions options) const;

@@ -142,6 +142,19 @@ class Generate(ProgramTest):
         self.fails(*prompt, "-dp", 2, "--temp", -1, says="temperature is -1")
         self.fails(*prompt, "-dp", 2, "--num-blocks", -1, says="num_blocks is -1")
 
+    def test_a_model_in_parts_gives_what_the_whole_gives(self):
+        lines = "\n".join(json.dumps({"prompt_ids": list(range(3 + i, 40 + 5 * i))}) for i in range(8))
+        options = ("-m", self.tiny / "qwen3", "-n", 12, "--temp", 0, "--ignore-eos", "--prompts-file", "-")
+        one = self.json_lines(*options, stdin=lines)
+        for parts in [("-tp", 2), ("-pp", 2), ("-tp", 2, "--pipeline-parallel-size", 2), ("--tensor-parallel-size", 2, "-dp", 2)]:
+            many = self.json_lines(*options, *parts, stdin=lines)
+            self.assertEqual([done["output_ids"] for done in many], [done["output_ids"] for done in one])
+        prompt = ("-m", self.tiny / "qwen3", "-p", "hello")
+        self.fails(*prompt, "-tp", 0, says="--tensor-parallel-size is 0")
+        self.fails(*prompt, "-tp", 3, says=["tensor_parallel_size is 3", "query heads"])
+        self.fails(*prompt, "-pp", 64, says=["pipeline_parallel_size is 64", "layers"])
+        self.fails(*prompt, "-pp", 2, "--scheduler", "prefill-first", says="compiled with --scheduler token-budget")
+
     def test_several_answers_to_a_prompt(self):
         options = ("-m", self.tiny / "qwen3", "-p", "hello", "-n", 6, "--temp", 1.5, "--seed", 3, "--ignore-eos")
         [one] = self.json_lines(*options)

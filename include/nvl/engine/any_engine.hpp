@@ -81,8 +81,8 @@ class AnyEngineOf final : public AnyEngine {
 /// `extern template` for its engine type and instantiates it in one file of its own.
 template <class E>
 std::unique_ptr<AnyEngine> make_any_engine(const ModelConfig& config, AnyWeightSource source, const EngineOptions& options,
-                                           const LoadProgress& progress) {
-  return std::make_unique<detail::AnyEngineOf<E>>(config, source, options, progress);
+                                           const LoadProgress& progress, typename E::ParallelType parallel = {}) {
+  return std::make_unique<detail::AnyEngineOf<E>>(config, source, options, progress, std::move(parallel));
 }
 
 }  // namespace nvl::inline NVL_ABI

@@ -63,6 +63,7 @@ class Engine {
   using Device = typename Attention::Ops::Device;
   using SchedulerType = Scheduler;
   using AllocatorType = Allocator;
+  using ParallelType = Parallel;
   template <class S>
   using with_scheduler = Engine<S, Allocator, Attention, Parallel>;
   template <class A>

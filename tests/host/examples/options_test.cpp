@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -209,6 +210,28 @@ TEST_CASE("model options refuse what this version cannot do", "[examples][host]"
   CHECK(options.element_type() == nvl::DType::bfloat16);
   options.device = "cuda";
   CHECK_THROWS_AS(options.validate(), UsageError);
+}
+
+TEST_CASE("a model is split on the CPU, over a number of ranks, with the policies that were compiled for it",
+          "[examples][host]") {
+  const auto message_of = [](const std::function<void(ModelOptions&)>& change) -> std::string {
+    ModelOptions options;
+    options.model = "model.gguf";
+    options.parallel.tensor_parallel_size = 2;
+    change(options);
+    try {
+      options.validate();
+    } catch (const UsageError& error) { return error.what(); }
+    return "";
+  };
+  CHECK(message_of([](ModelOptions& o) { o.parallel.pipeline_parallel_size = 3; }).empty());
+  CHECK(message_of([](ModelOptions& o) { o.parallel.tensor_parallel_size = 0; }) ==
+        "--tensor-parallel-size is 0: must be 1 to 64");
+  CHECK(message_of([](ModelOptions& o) { o.parallel.pipeline_parallel_size = 65; }) ==
+        "--pipeline-parallel-size is 65: must be 1 to 64");
+  CHECK(message_of([](ModelOptions& o) { o.policies.prefix_cache = "radix"; }) ==
+        "--tensor-parallel-size 2 --pipeline-parallel-size 1 is compiled with --scheduler token-budget --preemption recompute "
+        "--prefix-cache hash only");
 }
 
 TEST_CASE("replicas take shares of the CPU, or a GPU each", "[examples][host]") {
