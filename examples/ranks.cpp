@@ -2,9 +2,9 @@
 //
 //   NVL_SECRET=$(openssl rand -hex 16) mpirun -n 4 -x NVL_SECRET nvl-ranks
 
-#include <nvl/parallel/launch_env.hpp>
-#include <nvl/parallel/rendezvous.hpp>
-#include <nvl/parallel/tcp_group.hpp>
+#include <nvl/net/launch_env.hpp>
+#include <nvl/net/rendezvous.hpp>
+#include <nvl/net/tcp_group.hpp>
 
 #include <chrono>
 #include <cstdint>

@@ -18,10 +18,9 @@ std::unique_ptr<nvl::AnyEngine> make_split_engine(const ParallelOptions& paralle
                                                   std::optional<nvl::DType> dtype, const nvl::LoadProgress& progress) {
   using Engines = nvl::EngineList<Split<float>, Split<nvl::bf16>>;
   return nvl::with_engine_type(Engines{}, config, dtype, [&]<class E>(std::type_identity<E>) {
-    return nvl::make_any_engine<E>(
-        config, source, options, progress,
-        nvl::TensorPipelineParallel<>(static_cast<std::uint32_t>(parallel.pipeline_parallel_size),
-                                      static_cast<std::uint32_t>(parallel.tensor_parallel_size)));
+    return nvl::make_any_engine<E>(config, source, options, progress,
+                                   nvl::TensorPipelineParallel<>(static_cast<std::uint32_t>(parallel.pipeline_parallel_size),
+                                                                 static_cast<std::uint32_t>(parallel.tensor_parallel_size)));
   });
 }
 

@@ -8,7 +8,7 @@ import tempfile
 # folder -> the folders below it that it may include (its own is always allowed).
 BELOW = {
     "core": set(),
-    "kv": {"core"}, "parallel": {"core"}, "kernels": {"core"}, "io": {"core"},
+    "kv": {"core"}, "parallel": {"core"}, "kernels": {"core"}, "io": {"core"}, "net": {"core", "parallel"},
     "sched": {"core", "kv"}, "attention": {"core", "kv", "kernels", "parallel", "ops"}, "ops": {"core", "kv", "kernels", "parallel"},
 }
 BELOW["model"] = {"core", "kv", "parallel", "kernels", "io", "sched", "attention", "ops"}

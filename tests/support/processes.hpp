@@ -2,7 +2,7 @@
 /// Ranks as processes of their own, which can be killed and stopped.
 
 #include <nvl/core/error.hpp>
-#include <nvl/parallel/socket.hpp>
+#include <nvl/net/socket.hpp>
 
 #include <array>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Which rank this process is: the variables of each launcher, alone, together, half given and wrong.
 
-#include <nvl/parallel/launch_env.hpp>
+#include <nvl/net/launch_env.hpp>
 
 #include "support/expect_error.hpp"
 

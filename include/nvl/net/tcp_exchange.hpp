@@ -4,10 +4,10 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
-#include <nvl/parallel/handshake.hpp>
-#include <nvl/parallel/rendezvous.hpp>
-#include <nvl/parallel/socket.hpp>
-#include <nvl/parallel/tcp_links.hpp>
+#include <nvl/net/handshake.hpp>
+#include <nvl/net/rendezvous.hpp>
+#include <nvl/net/socket.hpp>
+#include <nvl/net/tcp_links.hpp>
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,6 @@
 // Ranks that find each other, and every way in which they do not: all of them end, with the rank and the reason.
 
-#include <nvl/parallel/rendezvous.hpp>
+#include <nvl/net/rendezvous.hpp>
 
 #include "support/expect_error.hpp"
 #include "support/processes.hpp"

@@ -5,8 +5,8 @@
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/parallel/group.hpp>
-#include <nvl/parallel/rendezvous.hpp>
-#include <nvl/parallel/tcp_exchange.hpp>
+#include <nvl/net/rendezvous.hpp>
+#include <nvl/net/tcp_exchange.hpp>
 
 #include <algorithm>
 #include <array>

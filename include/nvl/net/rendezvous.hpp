@@ -5,10 +5,10 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
-#include <nvl/parallel/handshake.hpp>
-#include <nvl/parallel/launch_env.hpp>
-#include <nvl/parallel/secret.hpp>
-#include <nvl/parallel/socket.hpp>
+#include <nvl/net/handshake.hpp>
+#include <nvl/net/launch_env.hpp>
+#include <nvl/net/secret.hpp>
+#include <nvl/net/socket.hpp>
 
 #include <algorithm>
 #include <chrono>

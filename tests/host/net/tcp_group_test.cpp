@@ -2,8 +2,8 @@
 
 #include <nvl/core/dtype.hpp>
 #include <nvl/core/error.hpp>
-#include <nvl/parallel/rendezvous.hpp>
-#include <nvl/parallel/tcp_group.hpp>
+#include <nvl/net/rendezvous.hpp>
+#include <nvl/net/tcp_group.hpp>
 
 #include "support/expect_error.hpp"
 #include "support/processes.hpp"

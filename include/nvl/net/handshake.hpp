@@ -10,8 +10,8 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
-#include <nvl/parallel/secret.hpp>
-#include <nvl/parallel/socket.hpp>
+#include <nvl/net/secret.hpp>
+#include <nvl/net/socket.hpp>
 
 #include <algorithm>
 #include <array>
