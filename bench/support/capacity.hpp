@@ -66,7 +66,7 @@ nvl::MemoryPlan rank_plan(const CapacityQuestion& q) {
     return fixed;
   };
   return nvl::plan_memory(rank, q.options, q.block_size, sizeof(T), q.kv_element_bytes, memory,
-                          static_cast<std::uint32_t>(q.num_ranks), fixed_memory);
+                          {.num_slices = static_cast<std::uint32_t>(q.num_ranks)}, fixed_memory);
 }
 
 }  // namespace detail

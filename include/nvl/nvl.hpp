@@ -19,6 +19,7 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/model/random_weights.hpp>
+#include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>

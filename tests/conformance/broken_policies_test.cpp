@@ -10,6 +10,8 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
+#include <nvl/parallel/context_parallel.hpp>
+#include <nvl/parallel/local_ranks.hpp>
 #include <nvl/parallel/rank_threads.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/parallel/thread_group.hpp>
@@ -425,6 +427,23 @@ struct IgnoresTheScale {
 struct AssumesDenseRows {
   void operator()(AttentionCall<float>& call) const { call.q_row_stride -= 32; }
 };
+struct ForgetsTheLogSumExp {
+  void operator()(AttentionCall<float>& call) const { call.lse = nullptr; }
+};
+template <class Defect>
+struct MisreadsMetadata : GoodAttention {
+  using GoodAttention::GoodAttention;
+  void plan(AttentionMetadata metadata) {
+    Defect{}(metadata);
+    GoodAttention::plan(metadata);
+  }
+};
+struct SeesTheFirstKeys {
+  void operator()(AttentionMetadata& metadata) const { metadata.key_begins = {}; }
+};
+struct IsAlwaysCausal {
+  void operator()(AttentionMetadata& metadata) const { metadata.is_causal = true; }
+};
 struct ClaimsMoreHeadDims : GoodAttention {
   using GoodAttention::GoodAttention;
   static constexpr bool supports(std::int32_t head_dim) { return head_dim == 32; }
@@ -494,6 +513,36 @@ struct AddsItselfTwice : SingleDevice {
     f(context, 0u);
   }
   Context context;
+};
+
+/// Two ranks that share tokens, with one defect.
+template <class BadContext>
+struct SharesBadly {
+  using Context = BadContext;
+  static constexpr std::uint32_t num_local_ranks() noexcept { return 2; }
+  template <class F>
+  void for_each_rank(F&& f) {
+    ranks.for_each(f);
+  }
+  LocalRanks<Context> ranks = LocalRanks<Context>::of(ThreadGroup::make(2));
+};
+struct GathersSharesInReverse : ContextParallel<>::Context {
+  using Context::Context;
+  template <class T>
+  void gather_shares(const T* mine, T* all, std::int64_t n) {
+    Context::gather_shares(mine, all, n);
+    std::swap_ranges(all, all + n, all + n);
+  }
+};
+struct ExchangesNothing : ContextParallel<>::Context {
+  using Context::Context;
+  template <class T>
+  static void exchange(const T*, std::int64_t, std::uint32_t, T*, std::int64_t, std::uint32_t) {}
+};
+struct CountsSharesAsSlices : ContextParallel<>::Context {
+  using Context::Context;
+  std::uint32_t num_slices() const noexcept { return num_shares(); }
+  std::uint32_t slice_index() const noexcept { return share_index(); }
 };
 
 // Transfers
@@ -643,7 +692,8 @@ TEMPLATE_TEST_CASE("the suite reports a preemption that breaks a promise", "[con
 }
 
 TEMPLATE_TEST_CASE("the suite reports an attention backend that breaks a promise", "[conformance][host]",
-                   SpoiledAttention<IgnoresTheWindow>, SpoiledAttention<IgnoresTheScale>, SpoiledAttention<AssumesDenseRows>) {
+                   SpoiledAttention<IgnoresTheWindow>, SpoiledAttention<IgnoresTheScale>, SpoiledAttention<AssumesDenseRows>,
+                   SpoiledAttention<ForgetsTheLogSumExp>, MisreadsMetadata<SeesTheFirstKeys>, MisreadsMetadata<IsAlwaysCausal>) {
   CHECK_FALSE(testing::check_attention_backend<TestType>().empty());
 }
 
@@ -652,7 +702,8 @@ TEST_CASE("the suite reports an attention backend that does not take the head di
 }
 
 TEMPLATE_TEST_CASE("the suite reports a strategy that breaks a promise", "[conformance][host]", CallsNobody, SwallowsExceptions,
-                   HoldsHalf, AddsItselfTwice, GathersInReverse) {
+                   HoldsHalf, AddsItselfTwice, GathersInReverse, SharesBadly<GathersSharesInReverse>,
+                   SharesBadly<ExchangesNothing>, SharesBadly<CountsSharesAsSlices>) {
   TestType strategy;
   CHECK_FALSE(testing::check_parallel_strategy(strategy).empty());
 }

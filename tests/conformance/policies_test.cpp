@@ -11,6 +11,7 @@
 #include <nvl/kv/free_list_allocator.hpp>
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
+#include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
@@ -84,7 +85,7 @@ TEST_CASE("SingleDevice keeps the promises of ParallelStrategy", "[conformance][
 }
 
 TEMPLATE_TEST_CASE("strategies of several ranks keep the promises of ParallelStrategy", "[conformance][host]", TensorParallel<>,
-                   PipelineParallel<>) {
+                   PipelineParallel<>, ContextParallel<>) {
   for (const std::uint32_t num_ranks : {1u, 2u, 3u, 4u}) {
     TestType strategy(num_ranks);
     CHECK(testing::check_parallel_strategy(strategy).text() == "");

@@ -23,6 +23,9 @@ struct AttentionMetadata {
   std::int32_t num_tokens = 0;
   std::int32_t min_query_len = 0;  // [tokens] of the sequence with the fewest to compute, and of that with the most
   std::int32_t max_query_len = 0;
+  // Of backends that give states (StatefulAttentionBackend):
+  bool is_causal = true;  // false: every query of sequence s sees all of its keys, of which there may be none
+  std::span<const std::int32_t> key_begins{};  // [S] the first key of sequence s that its queries see; none given: 0
 
   std::int32_t num_seqs() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
 };
@@ -54,7 +57,8 @@ struct AttentionCall {
   std::int64_t q_row_stride = 0;  // [elements] from token to token
   const T* kv = nullptr;          // one layer, KvLayout
   float scale = 1.0f;
-  std::int32_t window = 0;  // [tokens] visible to a query, itself included; 0 = all
+  std::int32_t window = 0;  // [tokens] visible to a query, itself included; 0 = all, and 0 where the mask is not causal
+  float* lse = nullptr;     // [num_tokens, num_q_heads], of backends that give states; nullptr: not wanted
 };
 
 namespace detail::attention_backend {
@@ -94,6 +98,15 @@ template <class B>
 concept AttentionBackend = detail::attention_backend::has_types<B> && detail::attention_backend::has_constructor<B> &&
                            detail::attention_backend::has_block_size<B> && detail::attention_backend::has_supports<B> &&
                            detail::attention_backend::has_plan<B> && detail::attention_backend::has_run<B>;
+
+/// Refinement: the attention state of a query over some of its keys, to be merged with those over others (TokenSharingOps).
+///
+/// | expression        | meaning                                                                                                    |
+/// |-------------------|------------------------------------------------------------------------------------------------------------|
+/// | `B::gives_states` | true: `plan` heeds is_causal and key_begins; `run` writes to `lse` the natural log of the sum of exp(scores);|
+/// |                   | of a query without keys, 0 to `out` and -infinity to `lse`                                                   |
+template <class B>
+concept StatefulAttentionBackend = AttentionBackend<B> && requires { requires B::gives_states; };
 
 /// The least AttentionBackend. Declared, not defined.
 struct AttentionBackendArchetype {

@@ -14,6 +14,7 @@
 #include <nvl/ops/cpu_ops.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -38,6 +39,7 @@ class CpuPagedAttention {
   using Element = T;
   using Ops = CpuOps<T>;
   static constexpr std::int32_t block_size = BlockSize;
+  static constexpr bool gives_states = true;
 
   static constexpr bool supports(std::int32_t head_dim) noexcept {
     return HeadDim == dynamic_head_dim ? is_supported_head_dim(head_dim) : head_dim == HeadDim;
@@ -72,6 +74,7 @@ class CpuPagedAttention {
       const std::int32_t num_queries = metadata.cu_query_lens[at + 1] - first_row;
       const std::int32_t first_position = metadata.seq_lens[at] - num_queries;
       pairs_ += std::int64_t{num_queries} * metadata.seq_lens[at];
+      const std::int32_t first_key = metadata.key_begins.empty() ? 0 : metadata.key_begins[at];
       for (std::int32_t q = 0; q < num_queries; q += queries) {
         for (std::int32_t kv_head = 0; kv_head < shape_.kv.num_kv_heads; ++kv_head) {
           for (std::int32_t h = 0; h < group_size_; h += heads) {
@@ -79,6 +82,8 @@ class CpuPagedAttention {
                               .first_row = first_row + q,
                               .first_position = first_position + q,
                               .num_queries = std::min(queries, num_queries - q),
+                              .first_key = first_key,
+                              .end_of_keys = metadata.seq_lens[at],
                               .kv_head = kv_head,
                               .first_head = kv_head * group_size_ + h,
                               .num_heads = std::min(heads, group_size_ - h)});
@@ -108,11 +113,11 @@ class CpuPagedAttention {
     std::int32_t first_row = 0;       // of q and out
     std::int32_t first_position = 0;  // in the sequence
     std::int32_t num_queries = 0;
+    std::int32_t first_key = 0;  // of the sequence that any query sees
+    std::int32_t end_of_keys = 0;
     std::int32_t kv_head = 0;
     std::int32_t first_head = 0;
     std::int32_t num_heads = 0;
-
-    std::int32_t end() const noexcept { return first_position + num_queries; }
   };
 
   /// Running softmax of one query and head: out = sum / total once all keys are in.
@@ -154,22 +159,21 @@ class CpuPagedAttention {
       rows[r].total = simd::zero();
       rows[r].max = -std::numeric_limits<float>::infinity();
     }
-    const auto first_key = [&](std::int32_t position) { return call.window > 0 ? std::max(0, position - call.window + 1) : 0; };
-    const std::int32_t begin = first_key(item.first_position);
-    const std::int32_t end = item.end();
-    for (std::int32_t start = begin / tile * tile; start < end; start += tile) {
+    const std::int32_t begin = first_key(call, item, item.first_position);
+    const std::int32_t end = end_of_keys(item, item.first_position + item.num_queries - 1);
+    for (std::int32_t start = begin / tile * tile; start < end && begin < end; start += tile) {
       const Tile keys = tile_at(call, item, start, begin, end);
       if (start + tile < end) {
         prefetch<kHeadDim>(call, item, start + tile);
       } else if (next != nullptr) {
-        prefetch<kHeadDim>(call, *next, first_key(next->first_position));
+        prefetch<kHeadDim>(call, *next, first_key(call, *next, next->first_position));
       }
       // Each phase runs over all rows before the next begins: rows are independent, so their latencies overlap.
       for (std::int32_t r = 0; r < num_rows; ++r) {
         const std::int32_t q = r / item.num_heads;
         const std::int32_t position = item.first_position + q;
-        rows[r].begin = std::max(first_key(position) - start, 0);
-        rows[r].end = std::min(position + 1 - start, tile);
+        rows[r].begin = std::max(first_key(call, item, position) - start, 0);
+        rows[r].end = std::min(end_of_keys(item, position) - start, tile);
         const T* const query =
             call.q + (item.first_row + q) * call.q_row_stride + std::int64_t{item.first_head + r % item.num_heads} * kHeadDim;
         score_keys<kHeadDim>(rows[r], query, keys, call.scale);
@@ -179,10 +183,21 @@ class CpuPagedAttention {
     }
     for (std::int32_t r = 0; r < num_rows; ++r) {
       const std::int64_t row = item.first_row + r / item.num_heads;
-      T* const out = call.out + (row * shape_.num_q_heads + item.first_head + r % item.num_heads) * kHeadDim;
-      const simd::f32x16 scale = simd::broadcast(1.0f / simd::sum(rows[r].total));
+      const std::int64_t state = row * shape_.num_q_heads + item.first_head + r % item.num_heads;
+      T* const out = call.out + state * kHeadDim;
+      const float total = simd::sum(rows[r].total);
+      if (call.lse != nullptr) { call.lse[state] = rows[r].max + std::log(total); }
+      const simd::f32x16 scale = simd::broadcast(total == 0.0f ? 0.0f : 1.0f / total);  // 0: there were no keys
       for (std::int32_t i = 0; i < kHeadDim / simd::lanes; ++i) { simd::store(out + i * simd::lanes, rows[r].sum[i] * scale); }
     }
+  }
+
+  /// Keys [first_key, end_of_keys) are seen by the query at `position`.
+  static std::int32_t first_key(const AttentionCall<T>& call, const Item& item, std::int32_t position) noexcept {
+    return call.window > 0 ? std::max(item.first_key, position - call.window + 1) : item.first_key;
+  }
+  std::int32_t end_of_keys(const Item& item, std::int32_t position) const noexcept {
+    return metadata_.is_causal ? position + 1 : item.end_of_keys;
   }
 
   const T* key_at(const AttentionCall<T>& call, const Item& item, std::int32_t position) const noexcept {
@@ -210,7 +225,8 @@ class CpuPagedAttention {
   void prefetch(const AttentionCall<T>& call, const Item& item, std::int32_t start) const noexcept {
     constexpr std::int32_t line = 64 / sizeof(T);  // [elements]
     const T* key = nullptr;
-    for (std::int32_t position = start; position < std::min(start + tile, item.end()); ++position) {
+    const std::int32_t end = end_of_keys(item, item.first_position + item.num_queries - 1);
+    for (std::int32_t position = start; position < std::min(start + tile, end); ++position) {
       key = key == nullptr || position % BlockSize == 0 ? key_at(call, item, position) : key + kHeadDim;
       const T* const value = key + shape_.kv.v_offset(0, 0, 0);
       for (std::int32_t i = 0; i < kHeadDim; i += line) {
@@ -330,7 +346,7 @@ class CpuPagedAttention {
   std::int64_t pairs_ = 0;  // queries x keys of the step, an upper bound
 };
 
-static_assert(AttentionBackend<CpuPagedAttention<float>>);
-static_assert(AttentionBackend<CpuPagedAttention<bf16, 128>>);
+static_assert(StatefulAttentionBackend<CpuPagedAttention<float>>);
+static_assert(StatefulAttentionBackend<CpuPagedAttention<bf16, 128>>);
 
 }  // namespace nvl::inline NVL_ABI

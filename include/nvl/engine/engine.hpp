@@ -57,6 +57,10 @@ class Engine {
         return true;
       }(),
       "nvl::Engine: the allocator is made for another block size than the attention backend: change one of them");
+  static_assert(
+      !(TokenSharingContext<typename Parallel::Context> && requires { Allocator::block_size; }),
+      "nvl::Engine: ranks that share tokens have blocks of as many times the backend's block_size as there are ranks: use an "
+      "allocator without a block_size of its own, or another strategy");
 
  public:
   using Element = typename Attention::Element;
@@ -73,7 +77,7 @@ class Engine {
   template <class P>
   using with_parallel = Engine<Scheduler, Allocator, Attention, P>;
 
-  static constexpr std::int32_t block_size = Attention::block_size;  // [tokens]
+  static constexpr std::int32_t block_size = Attention::block_size;  // [tokens] of a block on a rank
   static constexpr bool runs_ahead = Attention::Ops::runs_ahead;
 
   /// Validates, plans memory, allocates it on every rank and loads the weights; `source` is not needed afterwards.
@@ -87,11 +91,11 @@ class Engine {
         num_stages_(count_stages()),
         plan_(plan_ranks()),
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks),
-                                  .block_size = block_size,
+                                  .block_size = static_cast<std::uint32_t>(plan_.block_size),
                                   .num_host_blocks = static_cast<std::uint32_t>(plan_.num_host_blocks)}),
         scheduler_(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                     .max_num_batched_tokens = options_.max_num_batched_tokens,
-                                    .block_size = block_size,
+                                    .block_size = plan_.block_size,
                                     .num_micro_batches = num_stages_,
                                     .scheduling = options_.scheduling,
                                     .window = {.tokens = config_.has_full_layers() ? 0 : config_.sliding_window}}),
@@ -180,7 +184,7 @@ class Engine {
     validate_ids(ids, config_, plan_);
     NVL_EXPECTS(first >= 0 && first < std::ssize(ids), "first position", first,
                 "below the prompt's " + std::to_string(ids.size()) + " tokens");
-    const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(block_size));
+    const std::size_t num_blocks = ceil_div(ids.size(), static_cast<std::size_t>(plan_.block_size));
     ChoiceState probe;
     probe.tokens.assign(ids.begin(), ids.end());
     probe.num_prompt = probe.num_tokens();
@@ -330,8 +334,12 @@ class Engine {
     std::vector<ModelConfig> configs(parallel_.num_local_ranks());
     RankCount ranks{.num_local = parallel_.num_local_ranks()};
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      if (i == 0) { ranks.num_slices = context.num_slices(); }
-      configs[i] = config_of(shard_of(config_, place_of(context)), config_);
+      const RankPlace place = place_of(context);
+      if (i == 0) {
+        ranks.num_slices = place.num_slices;
+        ranks.num_shares = place.num_shares;
+      }
+      configs[i] = config_of(shard_of(config_, place), config_);
     });
     return plan_memory<Attention, Allocator>(*std::ranges::max_element(configs, {}, &ModelConfig::num_layers), options_, ranks);
   }
@@ -407,7 +415,7 @@ class Engine {
     contain(
         [&] {
           plan_forks(batch, options_.max_num_seqs);
-          StepInput& built = build_step_input(batch, block_size, next_step_, flight.buffer);
+          StepInput& built = build_step_input(batch, plan_.block_size, next_step_, flight.buffer);
           requests_.reserve_outputs(batch, num_stages_ > 1);
           in = &built;
         },
@@ -454,7 +462,7 @@ class Engine {
     ScheduledBatch batch;
     batch.seqs.push_back({.seq = &probe, .first_position = first, .num_tokens = count, .needs_sample = false});
     batch.num_tokens = count;
-    StepInput& in = build_step_input(batch, block_size, next_step_++, probe_buffer_, num_rows);
+    StepInput& in = build_step_input(batch, plan_.block_size, next_step_++, probe_buffer_, num_rows);
     std::iota(in.sample_rows.begin(), in.sample_rows.end(), 0);
     std::span<const float> rows;
     parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {

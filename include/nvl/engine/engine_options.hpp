@@ -1,6 +1,7 @@
 #pragma once
 /// Options of an engine, and the memory that follows from them, known before anything is allocated.
 
+#include <nvl/attention/context_attention.hpp>
 #include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/device_options.hpp>
@@ -13,6 +14,7 @@
 #include <nvl/kv/block_allocator.hpp>
 #include <nvl/model/head.hpp>
 #include <nvl/ops/device_ops.hpp>
+#include <nvl/parallel/token_shares.hpp>
 #include <nvl/sched/scheduling_options.hpp>
 
 #include <algorithm>
@@ -42,9 +44,9 @@ struct EngineOptions {
 /// Every byte that one rank of an engine will hold on its device.
 struct MemoryPlan {
   std::int32_t max_model_len = 0;  // [tokens]
-  std::int32_t block_size = 0;     // [tokens]
+  std::int32_t block_size = 0;     // [tokens] of a block of the allocator's
   FixedMemory fixed;
-  std::int64_t kv_bytes_per_block = 0;  // K and V of all layers
+  std::int64_t kv_bytes_per_block = 0;  // K and V of all layers, of the rank's share of a block's tokens
   std::int64_t num_blocks = 0;
   std::int64_t kv_bytes = 0;
   std::int64_t num_host_blocks = 0;  // of the pool in host memory, which is not the device's: page-locked on CUDA
@@ -106,6 +108,7 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
 struct RankCount {
   std::uint32_t num_local = 1;   // in this process
   std::uint32_t num_slices = 1;  // that share a layer
+  std::uint32_t num_shares = 1;  // that share the tokens of a step
 };
 
 /// What `options` mean for a model (of one rank) whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device
@@ -114,7 +117,7 @@ struct RankCount {
 template <class FixedMemoryOf>
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, std::int32_t block_size,
                        std::int64_t element_bytes, std::int64_t kv_element_bytes, const DeviceMemory& device,
-                       std::uint32_t num_slices, FixedMemoryOf&& fixed_memory) {
+                       const RankCount& ranks, FixedMemoryOf&& fixed_memory) {
   NVL_EXPECTS(options.max_num_seqs >= 1 && options.max_num_seqs <= (1 << 16), "max_num_seqs", options.max_num_seqs, "1 to 65536");
   NVL_EXPECTS(options.max_num_batched_tokens >= 1 && options.max_num_batched_tokens <= (1 << 20), "max_num_batched_tokens",
               options.max_num_batched_tokens, "1 to 2^20");
@@ -130,14 +133,22 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   NVL_EXPECTS(options.swap_space_bytes >= 0, "swap_space_bytes", options.swap_space_bytes, "not negative");
 
   MemoryPlan plan;
-  plan.block_size = block_size;
+  plan.block_size = block_size * static_cast<std::int32_t>(ranks.num_shares);
   plan.max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
-  const std::int64_t tokens = options.max_num_batched_tokens;
+  const std::int64_t tokens = max_share_rows(options.max_num_batched_tokens, options.max_num_seqs, ranks.num_shares);
   const std::int64_t row =
       2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
   plan.activation_bytes =
       (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
-  plan.logits_bytes = head_bytes(options.max_num_seqs, config.vocab_size, num_slices);
+  if (ranks.num_shares > 1) {
+    const KvLayout layout{
+        .num_blocks = 0, .block_size = block_size, .num_kv_heads = config.num_kv_heads, .head_dim = config.head_dim};
+    plan.activation_bytes += ContextAttentionSizes::of({.num_q_heads = config.num_q_heads, .kv = layout},
+                                                       options.max_num_batched_tokens, options.max_num_seqs, ranks.num_shares)
+                                 .bytes(element_bytes) +
+                             ranks.num_shares * options.max_num_seqs * std::int64_t{config.hidden_size} * element_bytes;
+  }
+  plan.logits_bytes = head_bytes(options.max_num_seqs, config.vocab_size, ranks.num_slices);
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * kv_element_bytes;
 
   plan.num_host_blocks = std::min(options.swap_space_bytes / plan.kv_bytes_per_block, (std::int64_t{1} << 31) - 1);
@@ -146,7 +157,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
 
   plan.fixed = fixed_memory(step_limits(config, plan, options, block_size));
 
-  const std::int64_t blocks_per_seq = ceil_div<std::int64_t>(plan.max_model_len, block_size);
+  const std::int64_t blocks_per_seq = ceil_div<std::int64_t>(plan.max_model_len, plan.block_size);
   const std::int64_t most_useful = blocks_per_seq * options.max_num_seqs;
   const std::int64_t others = device.is_for_kv_only ? 0 : plan.total_bytes();
   if (options.num_blocks > 0) {
@@ -182,7 +193,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   constexpr std::int64_t element_bytes = sizeof(typename Attention::Element);
   DeviceMemory memory = Ops::Device::memory(options.device);
   if (memory.is_for_kv_only) { memory.budget_bytes /= ranks.num_local; }  // all of them take it from the host's
-  return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, memory, ranks.num_slices,
+  return plan_memory(config, options, Attention::block_size, element_bytes, element_bytes, memory, ranks,
                      [&](const StepLimits& limits) {
                        FixedMemory fixed;
                        if constexpr (requires { Ops::fixed_memory(config, limits, options.device); }) {

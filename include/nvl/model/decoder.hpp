@@ -9,6 +9,7 @@
 /// After the last layer's attention only sampled rows go on: nothing reads the others.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/attention/context_attention.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/kv_layout.hpp>
 #include <nvl/core/model_config.hpp>
@@ -23,8 +24,8 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens, R = sampled rows; sizes
-/// are the rank's.
+/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens that the rank computes,
+/// R = sampled rows of the step; sizes are the rank's. What has T rows has no fewer than R.
 /// \tparam R type of the residual
 template <class T, class R = T>
 struct Activations {
@@ -36,6 +37,7 @@ struct Activations {
   T* activated = nullptr;          // [T, intermediate]
   R* sampled_residual = nullptr;   // [R, hidden] rows of the last layer that go on
   T* sampled_attention = nullptr;  // [R, q_size] likewise
+  T* all_sampled = nullptr;        // [ranks that share tokens x R, hidden] last hidden states, if there are such ranks
   float* logits = nullptr;         // [R, vocab]
 };
 
@@ -44,12 +46,13 @@ class Decoder {
  public:
   using Element = typename Attention::Element;
   using Ops = typename Attention::Ops;
+  using LayerAttention = AttentionOn<Attention, Context>;
   using Scratch = Activations<Element, Residual<Ops>>;
 
   /// All of them outlive the decoder.
   /// \param config of the rank (config_of)
   Decoder(const ModelConfig& config, const ModelWeights<Ops>& weights, const typename Ops::Rope& rope, Ops& ops,
-          Attention& attention, Context& context)
+          LayerAttention& attention, Context& context)
       : config_(config),
         weights_(weights),
         rope_(rope),
@@ -58,11 +61,12 @@ class Decoder {
         context_(context) {}
 
   /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
-  /// rows in `a.logits`; of a stage before the last, the residual goes to the next one instead. Asynchronous where the device is.
-  void forward(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a) {
+  /// rows in `a.logits`; of a stage before the last, the residual goes to the next one instead. A rank that shares tokens computes
+  /// its share, and the logits of all. Asynchronous where the device is.
+  void forward(const StepInput& whole, const KvLayout& layout, Element* kv, const Scratch& a) {
+    const StepInput& in = plan(whole);
     const std::int32_t num_tokens = in.num_tokens();
     const float eps = static_cast<float>(config_.rms_norm_eps);
-    attention_.plan(metadata_of(in));
     begin(in, a);
     ops_.rms_norm(a.hidden, a.residual, weights_.layers.front().attn_norm, num_tokens, eps);
 
@@ -76,8 +80,8 @@ class Decoder {
       attend(in, layout, kv + layer * layout.layer_elements(), a, w, config_.window(layer));
 
       if (is_last) {
+        if (whole.num_samples() == 0) { return; }
         rows = in.num_samples();
-        if (rows == 0) { return; }
         ops_.gather_rows(a.sampled_residual, a.residual, in.sample_rows, config_.hidden_size);
         ops_.gather_rows(a.sampled_attention, a.attention, in.sample_rows, config_.q_size());
         residual = a.sampled_residual;
@@ -99,11 +103,31 @@ class Decoder {
       const auto& next_norm = is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(layer) + 1].attn_norm;
       ops_.add_rms_norm(a.hidden, residual, a.hidden, next_norm, rows, eps);
     }
-    ops_.logits(a.logits, a.hidden, weights_.head(), rows);
+    gather_samples(a);
+    ops_.logits(a.logits, a.hidden, weights_.head(), whole.num_samples());
   }
 
  private:
   bool is_last_stage() const noexcept { return context_.stage_index() + 1 == context_.num_stages(); }
+
+  /// What this rank computes of the step.
+  const StepInput& plan(const StepInput& whole) {
+    if constexpr (TokenSharingContext<Context>) {
+      return attention_.plan(whole).mine();
+    } else {
+      attention_.plan(metadata_of(whole));
+      return whole;
+    }
+  }
+
+  /// The sampled rows of all ranks that share tokens, in the order of the step, so that each rank knows every token.
+  void gather_samples([[maybe_unused]] const Scratch& a) {
+    if constexpr (TokenSharingContext<Context>) {
+      const SharedStep::Samples& samples = attention_.step().samples();
+      context_.gather_shares(a.hidden, a.all_sampled, std::int64_t{samples.max_rows} * config_.hidden_size);
+      ops_.gather_rows(a.hidden, a.all_sampled, samples.sources, config_.hidden_size);
+    }
+  }
 
   /// The residual before this stage's layers.
   void begin(const StepInput& in, const Scratch& a) {
@@ -132,7 +156,7 @@ class Decoder {
   void attend(const StepInput& in, const KvLayout& layout, Element* kv, const Scratch& a, const LayerWeights<Ops>& w,
               std::int32_t window) {
     ops_.linear(a.qkv, a.hidden, w.qkv, in.num_tokens());
-    ops_.qk_norm_rope_store(QkNormRopeStore<Ops>{
+    QkNormRopeStore<Ops> store{
         .qkv = a.qkv,
         .positions = in.positions,
         .slot_mapping = in.slot_mapping,
@@ -143,20 +167,29 @@ class Decoder {
         .rope = &rope_,
         .layout = layout,
         .kv = kv,
-    });
-    attention_.run({.out = a.attention,
-                    .q = a.qkv,
-                    .q_row_stride = config_.qkv_size(),
-                    .kv = kv,
-                    .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
-                    .window = window});
+    };
+    const AttentionCall<Element> call{.out = a.attention,
+                                      .q = a.qkv,
+                                      .q_row_stride = config_.qkv_size(),
+                                      .kv = kv,
+                                      .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                                      .window = window};
+    if constexpr (TokenSharingContext<Context>) {
+      store.layout = attention_.part_layout();
+      store.kv = attention_.part();
+      ops_.qk_norm_rope_store(store);
+      attention_.run(call, kv);
+    } else {
+      ops_.qk_norm_rope_store(store);
+      attention_.run(call);
+    }
   }
 
   const ModelConfig& config_;
   const ModelWeights<Ops>& weights_;
   const typename Ops::Rope& rope_;
   Ops& ops_;
-  Attention& attention_;
+  LayerAttention& attention_;
   Context& context_;
 };
 

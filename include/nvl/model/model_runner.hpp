@@ -2,6 +2,7 @@
 /// Owns one rank's weights, KV bytes and scratch, and executes steps: block copies and transfers, the decoder, the sampler.
 
 #include <nvl/attention/attention_backend.hpp>
+#include <nvl/attention/context_attention.hpp>
 #include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
 #include <nvl/core/error.hpp>
@@ -18,6 +19,7 @@
 #include <nvl/model/weights.hpp>
 #include <nvl/ops/device_ops.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
+#include <nvl/parallel/token_shares.hpp>
 
 #include <algorithm>
 #include <array>
@@ -88,11 +90,7 @@ class ModelRunner {
         kv_(device, elements_to_bytes(layout_.layer_elements() * config_.num_layers)),
         head_(device, place_.is_last_stage() ? limits.max_num_seqs : 0, config_.vocab_size, context),
         outputs_(static_cast<std::size_t>(limits.num_in_flight)),
-        attention_(AttentionShape{.num_q_heads = config_.num_q_heads,
-                                  .kv = layout_,
-                                  .window = config_.has_windowed_layers() ? config_.sliding_window : 0,
-                                  .has_full_layers = config_.has_full_layers()},
-                   ops_),
+        attention_(make_attention(device, context)),
         decoder_(config_, weights_, rope_, ops_, attention_, context) {
     allocate_activations(device);
     allocate_host_pool(device);
@@ -224,6 +222,18 @@ class ModelRunner {
     }
   }
 
+  AttentionOn<Attention, Context> make_attention([[maybe_unused]] Device& device, [[maybe_unused]] Context& context) {
+    const AttentionShape shape{.num_q_heads = config_.num_q_heads,
+                               .kv = layout_,
+                               .window = config_.has_windowed_layers() ? config_.sliding_window : 0,
+                               .has_full_layers = config_.has_full_layers()};
+    if constexpr (TokenSharingContext<Context>) {
+      return AttentionOn<Attention, Context>(shape, limits_, device, ops_, context);
+    } else {
+      return Attention(shape, ops_);
+    }
+  }
+
   static constexpr std::size_t elements_to_bytes(std::int64_t elements) {
     return static_cast<std::size_t>(elements) * sizeof(Element);
   }
@@ -240,7 +250,7 @@ class ModelRunner {
   }
 
   void allocate_activations(Device& device) {
-    const std::int64_t tokens = limits_.max_num_tokens;
+    const std::int64_t tokens = max_share_rows(limits_.max_num_tokens, limits_.max_num_seqs, place_.num_shares);
     const std::int64_t samples = limits_.max_num_seqs;
     const std::int64_t q_size = config_.q_size();
     const std::int64_t intermediate = config_.intermediate_size;
@@ -261,6 +271,7 @@ class ModelRunner {
     const std::int64_t activated = reserve(tokens * intermediate);
     const std::int64_t sampled_residual = reserve(samples * config_.hidden_size * residual_elements);
     const std::int64_t sampled_attention = reserve(samples * q_size);
+    const std::int64_t all_sampled = place_.num_shares > 1 ? reserve(place_.num_shares * samples * config_.hidden_size) : 0;
     scratch_ = Buffer(device, elements_to_bytes(total));
     Element* const base = scratch_.template as<Element>();
     activations_ = {.residual = reinterpret_cast<Residual<Ops>*>(base + residual),
@@ -271,6 +282,7 @@ class ModelRunner {
                     .activated = base + activated,
                     .sampled_residual = reinterpret_cast<Residual<Ops>*>(base + sampled_residual),
                     .sampled_attention = base + sampled_attention,
+                    .all_sampled = base + all_sampled,
                     .logits = head_.mine()};
   }
 
@@ -287,8 +299,8 @@ class ModelRunner {
   typename detail::HostPool<Ops>::Buffer host_kv_;
   typename Decoder<Attention, Context>::Scratch activations_;
   HeadOf<Ops, Context> head_;
-  std::vector<StepOutput> outputs_;  // of the steps in flight
-  Attention attention_;              // its end waits for them
+  std::vector<StepOutput> outputs_;            // of the steps in flight
+  AttentionOn<Attention, Context> attention_;  // its end waits for them
   Decoder<Attention, Context> decoder_;
   std::uint64_t num_launched_ = 0;
   std::uint64_t num_collected_ = 0;

@@ -13,10 +13,11 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Where a rank stands: it has one slice of the layers of one stage.
+/// Where a rank stands: it has one slice of the layers of one stage, and one share of the tokens.
 struct RankPlace {
   std::uint32_t slice_index = 0, num_slices = 1;
   std::uint32_t stage_index = 0, num_stages = 1;
+  std::uint32_t share_index = 0, num_shares = 1;
 
   bool is_first_stage() const noexcept { return stage_index == 0; }
   bool is_last_stage() const noexcept { return stage_index + 1 == num_stages; }
@@ -24,10 +25,15 @@ struct RankPlace {
 
 template <RankContext Context>
 RankPlace place_of(const Context& context) noexcept {
-  return {.slice_index = context.slice_index(),
-          .num_slices = context.num_slices(),
-          .stage_index = context.stage_index(),
-          .num_stages = context.num_stages()};
+  RankPlace place{.slice_index = context.slice_index(),
+                  .num_slices = context.num_slices(),
+                  .stage_index = context.stage_index(),
+                  .num_stages = context.num_stages()};
+  if constexpr (TokenSharingContext<Context>) {
+    place.share_index = context.share_index();
+    place.num_shares = context.num_shares();
+  }
+  return place;
 }
 
 struct ModelShard {
@@ -75,6 +81,9 @@ inline ModelShard shard_of(const ModelConfig& config, const RankPlace& place) {
               "a divisor or a multiple of the model's " + std::to_string(config.num_kv_heads) + " KV heads");
   NVL_EXPECTS(config.vocab_size >= num, "tensor_parallel_size", num,
               "at most the vocabulary's " + std::to_string(config.vocab_size) + " tokens");
+  NVL_EXPECTS(place.num_shares == 1 || !config.has_windowed_layers(), "context_parallel_size", place.num_shares,
+              "1 for a model with a sliding window (" + std::to_string(config.sliding_window) +
+                  " tokens): a query sees keys of few ranks only");
   return {.layers = stage_layers(config, place.stage_index, place.num_stages),
           .q_heads = slice_of(config.num_q_heads, index, count),
           .kv_heads = slice_of(config.num_kv_heads, index, count),

@@ -30,6 +30,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
@@ -123,11 +124,45 @@ class CpuOps {
     });
   }
 
-  void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+  static void gather_rows(T* out, const T* x, std::span<const std::int32_t> rows, std::int32_t hidden) {
+    gather_rows(out, x, std::int64_t{hidden}, rows, hidden);
+  }
+  static void gather_rows(T* out, const T* x, std::int64_t stride, std::span<const std::int32_t> rows, std::int32_t n) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      std::memcpy(static_cast<void*>(out + static_cast<std::int64_t>(i) * hidden), x + std::int64_t{rows[i]} * hidden,
-                  static_cast<std::size_t>(hidden) * sizeof(T));
+      std::memcpy(static_cast<void*>(out + static_cast<std::int64_t>(i) * n), x + rows[i] * stride,
+                  static_cast<std::size_t>(n) * sizeof(T));
     }
+  }
+
+  void merge_states(const MergeStates<T>& call) {
+    const std::int64_t num_states = std::ssize(call.rows) * call.num_heads;
+    threads_.parallel_for(num_states, 64, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t state =
+            std::int64_t{call.rows[static_cast<std::size_t>(i / call.num_heads)]} * call.num_heads + i % call.num_heads;
+        call.lse[state] = detail::merge_state(call.out + state * call.head_dim, call.lse[state], call.other + i * call.head_dim,
+                                              call.other_lse[i], call.head_dim);
+      }
+    });
+  }
+
+  void copy_slots(T* to, const KvLayout& to_layout, const T* from, const KvLayout& from_layout,
+                  std::span<const SlotCopy> copies) {
+    const auto place = [](SlotId slot, std::int32_t size) {
+      return std::pair(slot / size, static_cast<std::int32_t>(slot % size));
+    };
+    threads_.parallel_for(std::ssize(copies), 16, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto [from_block, from_offset] = place(copies[static_cast<std::size_t>(i)].from, from_layout.block_size);
+        const auto [to_block, to_offset] = place(copies[static_cast<std::size_t>(i)].to, to_layout.block_size);
+        for (std::int32_t head = 0; head < to_layout.num_kv_heads; ++head) {
+          std::copy_n(from + from_layout.k_offset(from_block, head, from_offset), to_layout.head_dim,
+                      to + to_layout.k_offset(to_block, head, to_offset));
+          std::copy_n(from + from_layout.v_offset(from_block, head, from_offset), to_layout.head_dim,
+                      to + to_layout.v_offset(to_block, head, to_offset));
+        }
+      }
+    });
   }
 
   void copy_blocks(T* kv, const KvLayout& layout, std::int32_t num_layers, std::span<const BlockCopy> copies) {
@@ -260,7 +295,7 @@ class CpuOps {
   CpuSampler sampler_;
 };
 
-static_assert(TransferringOps<CpuOps<float>> && ShardingOps<CpuOps<float>>);
-static_assert(TransferringOps<CpuOps<bf16>> && ShardingOps<CpuOps<bf16>>);
+static_assert(TransferringOps<CpuOps<float>> && ShardingOps<CpuOps<float>> && TokenSharingOps<CpuOps<float>>);
+static_assert(TransferringOps<CpuOps<bf16>> && ShardingOps<CpuOps<bf16>> && TokenSharingOps<CpuOps<bf16>>);
 
 }  // namespace nvl::inline NVL_ABI

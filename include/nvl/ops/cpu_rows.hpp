@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace nvl::inline NVL_ABI::detail {
 
@@ -96,6 +97,25 @@ inline void rotate_head(float* head, const float* cosines, const float* sines, s
     head[2 * i] = simd::fma(a, cosines[i], -(b * sines[i]));
     head[2 * i + 1] = simd::fma(b, cosines[i], a * sines[i]);
   }
+}
+
+/// out [n] becomes the weighted mean of `out` and `other`, whose weights' natural logs are given; returns the log of their sum. One
+/// that has no weight (-infinity) is not read, and may be anything.
+template <class T>
+float merge_state(T* out, float lse, const T* other, float other_lse, std::int32_t n) noexcept {
+  if (other_lse == -std::numeric_limits<float>::infinity()) { return lse; }
+  if (lse == -std::numeric_limits<float>::infinity()) {
+    std::copy_n(other, n, out);
+    return other_lse;
+  }
+  const float max = std::max(lse, other_lse);
+  const float a = std::exp(lse - max), b = std::exp(other_lse - max);
+  const simd::f32x16 weight = simd::broadcast(a / (a + b)), other_weight = simd::broadcast(b / (a + b));
+  for_each_vector(n, [&](std::int32_t i, int lanes) {
+    simd::store_first(
+        out + i, simd::fma(simd::load_first(out + i, lanes), weight, simd::load_first(other + i, lanes) * other_weight), lanes);
+  });
+  return max + std::log(a + b);
 }
 
 }  // namespace nvl::inline NVL_ABI::detail

@@ -157,6 +157,43 @@ concept ShardingOps =
       o.choose_maxima(all_maxima, in, sampled);
     };
 
+/// One token's K and V, from slot to slot.
+struct SlotCopy {
+  SlotId from = 0;
+  SlotId to = 0;
+};
+
+/// Arguments of `merge_states`: row i of `other` is merged into row rows[i] of `out`. A state is out [num_heads, head_dim] and the
+/// natural log of the sum of exp(scores) [num_heads].
+template <class T>
+struct MergeStates {
+  T* out = nullptr;
+  float* lse = nullptr;
+  const T* other = nullptr;
+  const float* other_lse = nullptr;  // -infinity: no keys, and that row of `other` counts for nothing
+  std::span<const std::int32_t> rows;
+  std::int32_t num_heads = 0;
+  std::int32_t head_dim = 0;
+};
+
+/// Refinement: the tokens of a step may be shared out over ranks. Device memory throughout; spans as in DeviceOps.
+///
+/// | expression                                              | meaning                                                       |
+/// |---------------------------------------------------------|---------------------------------------------------------------|
+/// | `o.merge_states(call)`                                  | the states over both sets of keys (Rabe & Staats 2021,        |
+/// |                                                         | arXiv:2112.05682, section 2)                                  |
+/// | `o.copy_slots(to, to_layout, from, from_layout, copies)`| K and V of one layer; both layouts have the same heads         |
+/// | `o.gather_rows(out, x, stride, rows, n)`                | out[i, k] = x[rows[i] * stride + k], k < n                    |
+template <class O>
+concept TokenSharingOps =
+    DeviceOps<O> && requires(O o, const MergeStates<typename O::Element>& merge, typename O::Element* to,
+                             const typename O::Element* from, const KvLayout& layout, std::span<const SlotCopy> copies,
+                             std::span<const std::int32_t> rows, std::int64_t stride, std::int32_t n) {
+      o.merge_states(merge);
+      o.copy_slots(to, layout, from, layout, copies);
+      o.gather_rows(to, from, stride, rows, n);
+    };
+
 /// Arguments of `transfer_blocks`.
 template <class T>
 struct BlockTransfers {

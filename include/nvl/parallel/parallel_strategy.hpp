@@ -28,6 +28,9 @@ struct Shard {
 /// | `cc.num_stages()`           | std::uint32_t | parts of consecutive layers that the model is cut into                      |
 /// | `cc.stage_index()`          | std::uint32_t | which of them this rank holds, in the order of the layers                   |
 /// | `c.all_reduce_sum(data, n)` | void          | data[i] becomes the sum over the ranks that share a layer, in a fixed order |
+///
+/// The ranks that share a layer have one slice of it each; ranks with the same slice of the same stage share tokens
+/// (TokenSharingContext).
 template <class C, class Element = float>
 concept RankContext = requires(C c, const C& cc, Element* data, std::int64_t count) {
   { cc.rank() } noexcept -> std::same_as<Rank>;
@@ -63,6 +66,26 @@ concept StagedContext = RankContext<C, Element> && requires(C c, const Element* 
 template <class C, class Element = float>
 concept GatheringContext =
     RankContext<C, Element> && requires(C c, const Element* mine, Element* all, std::int64_t n) { c.all_gather(mine, all, n); };
+
+/// Refinement: ranks with the same weights share out the tokens of each step, and the K and V of each sequence.
+///
+/// | expression                                | returns       | meaning                                                       |
+/// |-------------------------------------------|---------------|---------------------------------------------------------------|
+/// | `cc.num_shares()`                         | std::uint32_t | ranks that share the tokens                                   |
+/// | `cc.share_index()`                        | std::uint32_t | which of them this is                                         |
+/// | `c.gather_shares(mine, all, n)`           | void          | all[i * n + k] becomes `mine[k]` of the rank with the i-th    |
+/// |                                           |               | share                                                         |
+/// | `c.exchange(mine, n, to, theirs, m, from)`| void          | `mine` goes to the rank with share `to`, `theirs` comes from  |
+/// |                                           |               | that with share `from`; all of them call it, each with the    |
+/// |                                           |               | same distance from its own share to `to`, and from `from` to it|
+template <class C, class Element = float>
+concept TokenSharingContext = RankContext<C, Element> && requires(C c, const C& cc, const Element* mine, Element* theirs,
+                                                                  std::int64_t n, std::uint32_t share) {
+  { cc.num_shares() } noexcept -> std::same_as<std::uint32_t>;
+  { cc.share_index() } noexcept -> std::same_as<std::uint32_t>;
+  c.gather_shares(mine, theirs, n);
+  c.exchange(mine, n, share, theirs, n, share);
+};
 
 /// Of n heads, columns or rows of the vocabulary, the part of the `index`-th of `count` ranks: as even as can be. Of fewer than `count`, one, and several ranks have
 /// the same.

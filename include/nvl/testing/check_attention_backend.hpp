@@ -100,6 +100,49 @@ class AttentionStep {
         AttentionCall<T>{.out = out(), .q = q(), .q_row_stride = q_row_stride_, .kv = kv(), .scale = scale(), .window = window});
   }
 
+  /// States of all queries over some of the keys: all of these where the mask is not causal, and none of the first sequence.
+  void check_states(Violations& broken, B& backend, bool is_causal) {
+    std::vector<std::int32_t> begins, ends = seq_lens_;
+    for (const AttentionCase& c : cases_) { begins.push_back((c.seq_len - (is_causal ? c.num_queries : 0)) / 2); }
+    if (!is_causal) { begins.front() = ends.front() = 0; }
+    AttentionMetadata metadata = this->metadata();
+    metadata.seq_lens = ends;
+    metadata.is_causal = is_causal;
+    metadata.key_begins = begins;
+    backend.plan(metadata);
+    fill_kv(0);
+    std::vector<float> lse(static_cast<std::size_t>(cu_query_lens_.back() * shape_.num_q_heads));
+    backend.run(AttentionCall<T>{
+        .out = out(), .q = q(), .q_row_stride = q_row_stride_, .kv = kv(), .scale = scale(), .window = 0, .lse = lse.data()});
+    const std::string what = is_causal ? "causal states" : "states over all keys";
+    double worst = 0;
+    std::vector<T> actual;
+    std::vector<double> expected;
+    for (std::size_t s = 0; s < cases_.size(); ++s) {
+      for (std::int32_t row = cu_query_lens_[s]; row < cu_query_lens_[s + 1]; ++row) {
+        const std::int32_t query = row - cu_query_lens_[s];
+        const std::int32_t last = is_causal ? cases_[s].seq_len - cases_[s].num_queries + query : ends[s] - 1;
+        for (std::int32_t head = 0; head < shape_.num_q_heads; ++head) {
+          const T* const found = out() + row * out_row() + head * shape_.kv.head_dim;
+          const float found_lse = lse[static_cast<std::size_t>(row * shape_.num_q_heads + head)];
+          if (last < begins[s]) {
+            broken.expect(found_lse == -std::numeric_limits<float>::infinity() &&
+                              std::all_of(found, found + shape_.kv.head_dim, [](T x) { return static_cast<float>(x) == 0.0f; }),
+                          what + ": without keys, not 0 and -infinity");
+            continue;
+          }
+          actual.insert(actual.end(), found, found + shape_.kv.head_dim);
+          const std::vector<double> values = oracle(s, query, head, begins[s], last);
+          expected.insert(expected.end(), values.begin(), values.end());
+          worst = std::max(worst, std::abs(double{found_lse} - log_sum_exp(s, query, head, begins[s], last)));
+        }
+      }
+    }
+    const double error = reference::nmse(std::span<const T>(actual), std::span<const double>(expected));
+    broken.expect(error <= reference::max_nmse_of_few<T>, what + ": normalised mean square error " + nvl::detail::to_text(error));
+    broken.expect(worst < 1e-3, what + ": a log-sum-exp is off by " + nvl::detail::to_text(worst));
+  }
+
   /// Compares what `run` wrote with the oracle, sequence by sequence.
   void check(Violations& broken, std::int32_t window) {
     const auto head_dim = static_cast<std::size_t>(shape_.kv.head_dim);
@@ -107,7 +150,9 @@ class AttentionStep {
       std::vector<double> expected;
       for (std::int32_t j = 0; j < cases_[s].num_queries; ++j) {
         for (std::int32_t head = 0; head < shape_.num_q_heads; ++head) {
-          const std::vector<double> row = oracle(s, j, head, window);
+          const std::int32_t position = cases_[s].seq_len - cases_[s].num_queries + j;
+          const std::int32_t begin = window > 0 ? std::max(0, position - window + 1) : 0;
+          const std::vector<double> row = oracle(s, j, head, begin, position);
           expected.insert(expected.end(), row.begin(), row.end());
         }
       }
@@ -140,21 +185,36 @@ class AttentionStep {
     return shape_.kv.v_offset(block_of(s, position), head, position % shape_.kv.block_size);
   }
 
-  std::vector<double> oracle(std::size_t s, std::int32_t query, std::int32_t head, std::int32_t window) {
+  std::span<const T> query_of(std::size_t s, std::int32_t query, std::int32_t head) noexcept {
+    return {q() + (cu_query_lens_[s] + query) * q_row_stride_ + head * shape_.kv.head_dim,
+            static_cast<std::size_t>(shape_.kv.head_dim)};
+  }
+
+  /// What a query finds in the keys [first, last].
+  std::vector<double> oracle(std::size_t s, std::int32_t query, std::int32_t head, std::int32_t first, std::int32_t last) {
     const auto head_dim = static_cast<std::size_t>(shape_.kv.head_dim);
-    const std::int32_t position = cases_[s].seq_len - cases_[s].num_queries + query;
     const std::int32_t kv_head = head / (shape_.num_q_heads / shape_.kv.num_kv_heads);
     std::vector<T> keys, values;
-    for (std::int32_t p = 0; p <= position; ++p) {
+    for (std::int32_t p = 0; p <= last; ++p) {
       const T* const k = kv() + k_offset(s, p, kv_head);
       const T* const v = kv() + v_offset(s, p, kv_head);
       keys.insert(keys.end(), k, k + head_dim);
       values.insert(values.end(), v, v + head_dim);
     }
-    const std::span<const T> q_row(q() + (cu_query_lens_[s] + query) * q_row_stride_ + head * shape_.kv.head_dim, head_dim);
-    const std::int32_t first = window > 0 ? std::max(0, position - window + 1) : 0;
-    return reference::attention<T>(q_row, keys, values, static_cast<std::size_t>(first), static_cast<std::size_t>(position),
-                                   scale());
+    return reference::attention<T>(query_of(s, query, head), keys, values, static_cast<std::size_t>(first),
+                                   static_cast<std::size_t>(last), scale());
+  }
+
+  double log_sum_exp(std::size_t s, std::int32_t query, std::int32_t head, std::int32_t first, std::int32_t last) {
+    const std::span<const T> q_row = query_of(s, query, head);
+    double sum = 0;
+    for (std::int32_t p = first; p <= last; ++p) {
+      const T* const k = kv() + k_offset(s, p, head / (shape_.num_q_heads / shape_.kv.num_kv_heads));
+      double dot = 0;
+      for (std::size_t i = 0; i < q_row.size(); ++i) { dot += double{static_cast<float>(q_row[i])} * static_cast<float>(k[i]); }
+      sum += std::exp(dot * scale());
+    }
+    return std::log(sum);
   }
 
   AttentionShape shape_;
@@ -169,8 +229,8 @@ class AttentionStep {
 
 }  // namespace detail
 
-/// Everything that the table of AttentionBackend promises. For backends whose device shares the host's memory. Prefill, chunk
-/// and decode in one step; sequences that end at a block's edge and beside it; several queries a KV head; windows; no tokens.
+/// Everything that the tables of AttentionBackend and its refinement promise. For backends whose device shares the host's memory. Prefill, chunk
+/// and decode in one step; sequences that end at a block's edge and beside it; several queries a KV head; windows; no tokens; states.
 template <AttentionBackend B>
 Violations check_attention_backend(std::uint64_t seed = 1) {
   Violations broken;
@@ -213,6 +273,10 @@ Violations check_attention_backend(std::uint64_t seed = 1) {
         step.fill_kv(window);
         step.run(backend, window);
         step.check(broken, window);
+      }
+      if constexpr (StatefulAttentionBackend<B>) {
+        step.check_states(broken, backend, true);
+        step.check_states(broken, backend, false);
       }
       detail::AttentionStep<B> nothing(device, shape, {}, seed);
       backend.plan(nothing.metadata());

@@ -29,6 +29,7 @@ struct RankFacts {
   int calls = 0;
   const Context* address = nullptr;
   std::uint32_t rank = 0, world_size = 0, num_slices = 0, slice_index = 0, num_stages = 0, stage_index = 0;
+  std::uint32_t num_shares = 1, share_index = 0;
   Shard layers, heads;
 };
 
@@ -47,13 +48,17 @@ auto ask_ranks(P& strategy, std::int32_t num_layers = 0, std::int32_t num_heads 
     mine.slice_index = context.slice_index();
     mine.num_stages = context.num_stages();
     mine.stage_index = context.stage_index();
+    if constexpr (TokenSharingContext<typename P::Context>) {
+      mine.num_shares = context.num_shares();
+      mine.share_index = context.share_index();
+    }
     if (num_layers > 0) { mine.layers = slice_of(num_layers, mine.stage_index, mine.num_stages); }
     if (num_heads > 0) { mine.heads = slice_of(num_heads, mine.slice_index, mine.num_slices); }
   });
   return facts;
 }
 
-/// Together the ranks hold each head of each layer once.
+/// Together the ranks hold each head of each layer once for each share of the tokens.
 template <class Facts>
 void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layers, std::int32_t num_heads) {
   const std::string of = std::to_string(num_layers) + " layers x " + std::to_string(num_heads) + " heads";
@@ -67,8 +72,9 @@ void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layer
       for (std::int32_t h = f.heads.begin; h < f.heads.end; ++h) { ++held[row + static_cast<std::size_t>(h)]; }
     }
   }
+  const int num_shares = facts.empty() ? 1 : static_cast<int>(facts.front().num_shares);
   for (const int count : held) {
-    if (!broken.expect(count == 1, "of " + of + ", one is held by " + std::to_string(count) + " ranks")) { return; }
+    if (!broken.expect(count == num_shares, "of " + of + ", one is held by " + std::to_string(count) + " ranks")) { return; }
   }
 }
 
@@ -89,7 +95,7 @@ void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::
   for (std::size_t i = 0; i < facts.size(); ++i) {
     std::vector<float> expected(static_cast<std::size_t>(count), 0.0f);  // whole numbers: exact in any order
     for (const auto& other : facts) {
-      if (other.stage_index != facts[i].stage_index) { continue; }
+      if (other.stage_index != facts[i].stage_index || other.share_index != facts[i].share_index) { continue; }
       std::mt19937 random(other.rank + 1);
       for (float& sum : expected) { sum += static_cast<float>(random() % 2001) - 1000.0f; }
     }
@@ -145,9 +151,39 @@ void check_stages(Violations& broken, P& strategy, const Facts& facts, std::int6
   }
 }
 
+/// Ranks with the same weights get what each of them has, by share; and what those at each distance send them.
+template <class P, class Facts>
+void check_shares(Violations& broken, P& strategy, const Facts& facts, std::int64_t count) {
+  std::vector<char> gathered(facts.size(), 0), exchanged(facts.size(), 1);
+  // What each has: its layers, its slice and its share, and for exchanges whom it is for.
+  const auto value = [&](std::size_t i, std::uint32_t share, std::uint32_t to) {
+    return static_cast<float>(1000 * (10 * facts[i].stage_index + facts[i].slice_index) + 10 * share + to);
+  };
+  strategy.for_each_rank([&](typename P::Context& context, std::uint32_t i) {
+    const auto n = static_cast<std::size_t>(count);
+    const std::uint32_t num = facts[i].num_shares, mine = facts[i].share_index;
+    std::vector<float> all(n * num, -1.0f), expected;
+    for (std::uint32_t share = 0; share < num; ++share) { expected.insert(expected.end(), n, value(i, share, 0)); }
+    context.gather_shares(std::vector<float>(n, value(i, mine, 0)).data(), all.data(), count);
+    gathered[i] = all == expected ? 1 : 0;
+    for (std::uint32_t distance = 1; distance < num; ++distance) {
+      // Lengths differ: share s sends s elements more.
+      const std::uint32_t to = (mine + distance) % num, from = (mine + num - distance) % num;
+      const std::vector<float> outgoing(n + mine, value(i, mine, to));
+      std::vector<float> incoming(n + from, -1.0f);
+      context.exchange(outgoing.data(), count + mine, to, incoming.data(), count + from, from);
+      if (incoming != std::vector<float>(n + from, value(i, from, mine))) { exchanged[i] = 0; }
+    }
+  });
+  for (std::size_t i = 0; i < facts.size(); ++i) {
+    broken.expect(gathered[i] != 0, "gather_shares does not put the ranks' data side by side, by share");
+    broken.expect(exchanged[i] != 0, "exchange does not get what the rank with the share `from` has sent");
+  }
+}
+
 }  // namespace detail
 
-/// Everything that the tables of ParallelStrategy and RankContext promise. Shards and sums are checked if all ranks are local.
+/// Everything that the tables of ParallelStrategy, RankContext and its refinements promise. Shards and sums are checked if all ranks are local.
 template <ParallelStrategy P>
 Violations check_parallel_strategy(P& strategy) {
   Violations broken;
@@ -160,6 +196,7 @@ Violations check_parallel_strategy(P& strategy) {
     broken.expect(f.world_size == world, "ranks disagree on world_size");
     if (!broken.expect(f.slice_index < f.num_slices, "a slice_index is not below num_slices")) { return broken; }
     if (!broken.expect(f.stage_index < f.num_stages, "a stage_index is not below num_stages")) { return broken; }
+    if (!broken.expect(f.share_index < f.num_shares, "a share_index is not below num_shares")) { return broken; }
     if (!broken.expect(f.rank < world, "a rank is not below world_size")) { return broken; }
     broken.expect(!seen[f.rank], "two contexts have the same rank");
     seen[f.rank] = true;
@@ -179,6 +216,7 @@ Violations check_parallel_strategy(P& strategy) {
       detail::check_all_reduce(broken, strategy, shards, count);
       if constexpr (GatheringContext<typename P::Context>) { detail::check_all_gather(broken, strategy, shards, count); }
       if constexpr (StagedContext<typename P::Context>) { detail::check_stages(broken, strategy, shards, count); }
+      if constexpr (TokenSharingContext<typename P::Context>) { detail::check_shares(broken, strategy, shards, count); }
     }
   }
 #if defined(__cpp_exceptions)
