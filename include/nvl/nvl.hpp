@@ -23,6 +23,7 @@
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/parallel/tensor_context_parallel.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
 #include <nvl/parallel/tensor_pipeline_parallel.hpp>
 #include <nvl/sched/cost_preemption.hpp>

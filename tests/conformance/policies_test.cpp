@@ -14,6 +14,7 @@
 #include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/single_device.hpp>
+#include <nvl/parallel/tensor_context_parallel.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
 #include <nvl/parallel/tensor_pipeline_parallel.hpp>
 #include <nvl/sched/fair_share_order.hpp>
@@ -92,9 +93,10 @@ TEMPLATE_TEST_CASE("strategies of several ranks keep the promises of ParallelStr
   }
 }
 
-TEST_CASE("TensorPipelineParallel keeps the promises of ParallelStrategy", "[conformance][host]") {
-  for (const auto& [num_stages, num_slices] : {std::pair(1u, 1u), std::pair(2u, 1u), std::pair(1u, 3u), std::pair(3u, 2u)}) {
-    TensorPipelineParallel<> strategy(num_stages, num_slices);
+TEMPLATE_TEST_CASE("products of two strategies keep the promises of ParallelStrategy", "[conformance][host]",
+                   TensorPipelineParallel<>, TensorContextParallel<>) {
+  for (const auto& [num_others, num_slices] : {std::pair(1u, 1u), std::pair(2u, 1u), std::pair(1u, 3u), std::pair(3u, 2u)}) {
+    TestType strategy(num_others, num_slices);
     CHECK(testing::check_parallel_strategy(strategy).text() == "");
   }
 }

@@ -51,7 +51,11 @@ class SharedStep {
   };
 
   /// \param share of `blocks.count` that this rank has
-  SharedStep(std::uint32_t share, const StripedBlocks& blocks) : share_(share), blocks_(blocks), rounds_(blocks.count) {}
+  SharedStep(std::uint32_t share, const StripedBlocks& blocks)
+      : share_(share),
+        blocks_(blocks),
+        shares_(blocks.count),
+        rounds_(blocks.count) {}
 
   /// Valid until the next step.
   void derive(const StepInput& whole) {
@@ -118,6 +122,10 @@ class SharedStep {
     std::int32_t num_rows = 0;
     std::int32_t num_shared_rows = 0;  // the first of them, those that go round
 
+    void clear() noexcept {
+      runs.clear();
+      num_rows = num_shared_rows = 0;
+    }
     void add(std::size_t seq, std::int32_t first_row, std::int32_t count) {
       runs.push_back({.seq = seq, .first_row = first_row, .local_row = num_rows, .count = count});
       num_rows += count;
@@ -137,7 +145,7 @@ class SharedStep {
   }
 
   void share_out(const StepInput& whole) {
-    shares_.assign(blocks_.count, {});
+    for (Share& share : shares_) { share.clear(); }
     const auto num_seqs = static_cast<std::size_t>(whole.num_seqs());
     num_shared_rows_ = 0;
     for (std::size_t s = 0; s < num_seqs; ++s) {
@@ -172,19 +180,19 @@ class SharedStep {
   }
 
   void place_samples(const StepInput& whole) {
-    std::vector<std::int32_t> num_rows(blocks_.count, 0);
+    num_sampled_.assign(blocks_.count, 0);
     sampled_.clear();
     for (const std::int32_t row : whole.sample_rows) {
       const Place place = places_[static_cast<std::size_t>(row)];
       if (place.share == share_) { sampled_.push_back(place.row); }
-      ++num_rows[place.share];
+      ++num_sampled_[place.share];
     }
-    samples_.max_rows = *std::ranges::max_element(num_rows);
-    std::ranges::fill(num_rows, 0);
+    samples_.max_rows = *std::ranges::max_element(num_sampled_);
+    num_sampled_.assign(blocks_.count, 0);
     samples_.sources.clear();
     for (const std::int32_t row : whole.sample_rows) {
       const std::uint32_t share = places_[static_cast<std::size_t>(row)].share;
-      samples_.sources.push_back(static_cast<std::int32_t>(share) * samples_.max_rows + num_rows[share]++);
+      samples_.sources.push_back(static_cast<std::int32_t>(share) * samples_.max_rows + num_sampled_[share]++);
     }
   }
 
@@ -203,6 +211,19 @@ class SharedStep {
     std::ranges::copy(sampled_, in.sample_rows.begin());
   }
 
+  /// The slots of a part that the queries of a run see. Two runs of one sequence are the end of the lower chunk and the beginning of
+  /// the higher one, so their slots are consecutive.
+  static Shard keys_of(const Run& run, const Share& part) noexcept {
+    Shard keys;
+    for (const Run& other : part.runs) {
+      if (other.local_row >= part.num_shared_rows) { break; }
+      if (other.seq != run.seq || other.first_row > run.first_row) { continue; }
+      if (keys.end == 0) { keys.begin = other.local_row; }
+      keys.end = other.local_row + other.count;
+    }
+    return keys;
+  }
+
   void plan_round(const StepInput& whole, std::uint32_t k) {
     Round& round = rounds_[k];
     round.has_keys = false;
@@ -211,17 +232,13 @@ class SharedStep {
     round.kept.clear();
     const Share& part = shares_[origin(k)];
     round.num_rows = part.num_shared_rows;
-    for (const Run& run : shares_[share_].runs) {
-      // Two runs of one sequence are the end of the lower chunk and the beginning of the higher: their slots are consecutive.
-      std::int32_t begin = 0, end = 0;
-      for (const Run& other : part.runs) {
-        if (other.seq != run.seq || other.first_row > run.first_row) { continue; }
-        if (end == 0) { begin = other.local_row; }
-        end = other.local_row + other.count;
-      }
-      round.key_begins.push_back(begin);
-      round.key_ends.push_back(end);
-      round.has_keys = round.has_keys || end > begin;
+    const Share& mine = shares_[share_];
+    for (const Run& run : mine.runs) {
+      const bool is_alone = run.local_row >= mine.num_shared_rows;
+      const Shard keys = is_alone ? Shard{run.local_row, run.local_row + (k == 0 ? 1 : 0)} : keys_of(run, part);
+      round.key_begins.push_back(keys.begin);
+      round.key_ends.push_back(keys.end);
+      round.has_keys = round.has_keys || keys.size() > 0;
     }
     for (const Run& run : part.runs) {
       for (std::int32_t i = 0; i < run.count; ++i) {
@@ -239,16 +256,13 @@ class SharedStep {
     past_.query_bounds.assign(1, 0);
     past_.num_keys.clear();
     past_.block_tables.clear();
-    std::vector<std::vector<Run>> runs;
     for (std::uint32_t share = 0; share < blocks_.count; ++share) {
-      runs.push_back(shares_[share].runs);
-      std::erase_if(runs.back(), [&](const Run& run) { return past_of(whole, run.seq) == 0; });
-      for (const Run& run : runs.back()) { past_.num_rows[share] += run.count; }
+      for_each_past_run(whole, share, [&](const Run& run) { past_.num_rows[share] += run.count; });
     }
     past_.max_rows = *std::ranges::max_element(past_.num_rows);
-    for (const Run& run : runs[share_]) {
+    for_each_past_run(whole, share_, [&](const Run& run) {
       for (std::int32_t i = 0; i < run.count; ++i) { past_.rows.push_back(run.local_row + i); }
-    }
+    });
     const auto width = static_cast<std::size_t>(whole.max_blocks_per_seq);
     const auto add = [&](std::int32_t num_rows, std::int32_t num_keys, std::span<const BlockId> table) {
       past_.query_bounds.push_back(past_.query_bounds.back() + num_rows);
@@ -257,11 +271,19 @@ class SharedStep {
       past_.block_tables.resize(past_.num_keys.size() * width);
     };
     for (std::uint32_t share = 0; share < blocks_.count; ++share) {
-      for (const Run& run : runs[share]) {
+      for_each_past_run(whole, share, [&](const Run& run) {
         add(run.count, blocks_.tokens_of(share_, past_of(whole, run.seq)), whole.block_tables.subspan(run.seq * width, width));
-      }
+      });
       const std::int32_t padding = past_.max_rows - past_.num_rows[share];
       if (padding > 0) { add(padding, 0, {}); }
+    }
+  }
+
+  /// The runs of a share whose sequences have a past.
+  template <class F>
+  void for_each_past_run(const StepInput& whole, std::uint32_t share, F&& f) const {
+    for (const Run& run : shares_[share].runs) {
+      if (past_of(whole, run.seq) > 0) { f(run); }
     }
   }
 
@@ -281,6 +303,7 @@ class SharedStep {
   StepBuffer buffer_;                       // of `mine`
   std::vector<std::int32_t> query_bounds_;  // cu_query_lens of this rank's runs
   std::vector<std::int32_t> sampled_;       // rows of `mine`
+  std::vector<std::int32_t> num_sampled_;   // of each share
   std::vector<std::int32_t> all_rows_;
   std::vector<BlockId> identity_;  // the block table of every part
   std::vector<Round> rounds_;

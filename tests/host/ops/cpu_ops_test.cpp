@@ -6,6 +6,7 @@
 #include <nvl/kernels/reference/error_measure.hpp>
 #include <nvl/kernels/reference/gated_activation.hpp>
 #include <nvl/kernels/reference/linear.hpp>
+#include <nvl/kernels/reference/merge_states.hpp>
 #include <nvl/kernels/reference/rms_norm.hpp>
 #include <nvl/kernels/reference/rope.hpp>
 #include <nvl/ops/cpu_device.hpp>
@@ -16,6 +17,7 @@
 #include <support/expect_error.hpp>
 #include <support/random_tensor.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -257,6 +259,79 @@ TEMPLATE_TEST_CASE("transfer_blocks moves exactly what it names, out and back in
       CHECK(std::memcmp(kv.data() + (layer * 5 + b) * block, of_layer(layer, now_holds[b]), block * sizeof(TestType)) == 0);
     }
     CHECK(std::memcmp(host + (layers + layer) * block, of_layer(layer, 3), block * sizeof(TestType)) == 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("merge_states equals the oracle, and a state without keys is not read", "[ops][host]", float, bf16) {
+  CpuDevice device({.num_threads = 2});
+  CpuOps<TestType> ops(device);
+  constexpr std::int32_t heads = 3, dim = 40;
+  constexpr float none = -std::numeric_limits<float>::infinity();
+  const std::vector<std::int32_t> rows{4, 0, 3};  // of 5; rows 1 and 2 are left alone
+  const std::size_t state = dim, row = heads * state;
+  auto out = nvl_test::random_values<TestType>(5 * row, 1), other = nvl_test::random_values<TestType>(3 * row, 2);
+  auto lse = nvl_test::random_values<float>(5 * heads, 3, 5.0f);
+  auto other_lse = nvl_test::random_values<float>(3 * heads, 4, 5.0f);
+  other_lse[1] = none;    // row 4, head 1
+  lse[0] = none;          // row 0, head 0
+  lse[3 * heads] = none;  // row 3, head 0: neither has keys
+  other_lse[2 * heads] = none;
+  const auto nan = static_cast<TestType>(std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(other.begin() + static_cast<std::ptrdiff_t>(state), dim, nan);
+  std::fill_n(out.begin(), dim, nan);
+  const auto before = out;
+  const auto lse_before = lse;
+  ops.merge_states({.out = out.data(),
+                    .lse = lse.data(),
+                    .other = other.data(),
+                    .other_lse = other_lse.data(),
+                    .rows = rows,
+                    .num_heads = heads,
+                    .head_dim = dim});
+  std::vector<bool> touched(5, false);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    touched[static_cast<std::size_t>(rows[i])] = true;
+    for (std::size_t h = 0; h < heads; ++h) {
+      const std::size_t to = static_cast<std::size_t>(rows[i]) * heads + h, from = i * heads + h;
+      const auto expected =
+          reference::merge_states(std::span<const TestType>(before).subspan(to * state, state), double{lse_before[to]},
+                                  std::span<const TestType>(other).subspan(from * state, state), double{other_lse[from]});
+      if (std::isinf(expected.lse)) {
+        CHECK(lse[to] == none);
+        continue;
+      }
+      CHECK(std::abs(lse[to] - expected.lse) < 1e-5);
+      CHECK(reference::nmse(std::span<const TestType>(out).subspan(to * state, state), std::span<const double>(expected.out)) <=
+            reference::max_nmse<TestType>);
+    }
+  }
+  for (std::size_t r = 0; r < 5; ++r) {
+    if (!touched[r]) { CHECK(std::memcmp(out.data() + r * row, before.data() + r * row, row * sizeof(TestType)) == 0); }
+  }
+}
+
+TEMPLATE_TEST_CASE("copy_slots moves the K and V of the tokens that it names, between blocks of other sizes too", "[ops][host]",
+                   float, bf16) {
+  CpuDevice device({.num_threads = 2});
+  CpuOps<TestType> ops(device);
+  const KvLayout small{.num_blocks = 3, .block_size = 4, .num_kv_heads = 2, .head_dim = 8};
+  const KvLayout large{.num_blocks = 2, .block_size = 16, .num_kv_heads = 2, .head_dim = 8};
+  const auto from = nvl_test::random_values<TestType>(static_cast<std::size_t>(small.layer_elements()), 5);
+  std::vector<TestType> to(static_cast<std::size_t>(large.layer_elements()), static_cast<TestType>(0.0f));
+  const std::vector<SlotCopy> copies{{0, 31}, {11, 0}, {6, 17}};
+  ops.copy_slots(to.data(), large, from.data(), small, copies);
+  std::size_t num_written = 0;
+  for (const TestType value : to) { num_written += static_cast<float>(value) != 0.0f ? 1 : 0; }
+  CHECK(num_written == copies.size() * 2 * 2 * 8);
+  for (const SlotCopy& copy : copies) {
+    for (std::int32_t head = 0; head < 2; ++head) {
+      const TestType* const k = from.data() + small.k_offset(copy.from / 4, head, static_cast<std::int32_t>(copy.from % 4));
+      const TestType* const v = from.data() + small.v_offset(copy.from / 4, head, static_cast<std::int32_t>(copy.from % 4));
+      CHECK(std::memcmp(k, to.data() + large.k_offset(copy.to / 16, head, static_cast<std::int32_t>(copy.to % 16)),
+                        8 * sizeof(*k)) == 0);
+      CHECK(std::memcmp(v, to.data() + large.v_offset(copy.to / 16, head, static_cast<std::int32_t>(copy.to % 16)),
+                        8 * sizeof(*v)) == 0);
+    }
   }
 }
 

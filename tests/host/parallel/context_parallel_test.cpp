@@ -2,6 +2,7 @@
 #include <nvl/model/random_weights.hpp>
 #include <nvl/nvl.hpp>
 #include <nvl/parallel/context_parallel.hpp>
+#include <nvl/parallel/tensor_context_parallel.hpp>
 
 #include "support/expect_error.hpp"
 #include "support/tiny_model.hpp"
@@ -188,6 +189,18 @@ TEST_CASE("choices that part from one prompt, and beams, are those of one rank",
   const auto expected = tokens_of(whole, wanted());
   CHECK(tokens_of(*shared_by(2), wanted()) == expected);
   CHECK(tokens_of(*shared_by(4), wanted()) == expected);
+}
+
+TEST_CASE("shares of several ranks have the logits of one rank, and its greedy text", "[parallel][host]") {
+  using Product = Engine<TokenBudgetScheduler<>, PrefixCacheAllocator, CpuPagedAttention<float>, TensorContextParallel<>>;
+  Whole whole(tiny_config(), weights(), roomy_options());
+  const std::vector<TokenId> prompt = tiny_prompt(0, 77);
+  EngineOptions options = roomy_options();
+  options.max_num_batched_tokens = 50;
+  Product product(tiny_config(), weights(), options, {}, TensorContextParallel<>(3, 2));
+  CHECK(product.num_ranks() == 6);
+  CHECK(largest_difference(logits_of(product, prompt), logits_of(whole, prompt)) < 2e-5f);
+  CHECK(tokens_of(product, requests(40)) == whole_text());
 }
 
 TEST_CASE("blocks that are swapped take the part of each rank with them", "[parallel][host]") {
