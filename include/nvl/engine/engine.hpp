@@ -332,7 +332,7 @@ class Engine {
   /// Stages differ in their layers: what the one with the most needs is planned for each.
   MemoryPlan plan_ranks() {
     std::vector<ModelConfig> configs(parallel_.num_local_ranks());
-    RankCount ranks{.num_local = parallel_.num_local_ranks()};
+    RankCount ranks{.num_local = parallel_.num_local_ranks(), .shares_tokens = TokenSharingContext<typename Parallel::Context>};
     parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
       const RankPlace place = place_of(context);
       if (i == 0) {

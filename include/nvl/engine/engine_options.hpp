@@ -108,7 +108,8 @@ inline StepLimits step_limits(const ModelConfig& config, const MemoryPlan& plan,
 struct RankCount {
   std::uint32_t num_local = 1;   // in this process
   std::uint32_t num_slices = 1;  // that share a layer
-  std::uint32_t num_shares = 1;  // that share the tokens of a step
+  bool shares_tokens = false;    // of a step (TokenSharingContext)
+  std::uint32_t num_shares = 1;  // ranks that do
 };
 
 /// What `options` mean for a model (of one rank) whose activations have `element_bytes` and whose K and V have `kv_element_bytes`, on a device
@@ -140,13 +141,13 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
       2 * std::int64_t{config.hidden_size} + config.qkv_size() + config.q_size() + 3 * std::int64_t{config.intermediate_size};
   plan.activation_bytes =
       (tokens * row + options.max_num_seqs * std::int64_t{config.hidden_size + config.q_size()}) * element_bytes;
-  if (ranks.num_shares > 1) {
+  if (ranks.shares_tokens) {
     const KvLayout layout{
         .num_blocks = 0, .block_size = block_size, .num_kv_heads = config.num_kv_heads, .head_dim = config.head_dim};
     plan.activation_bytes += ContextAttentionSizes::of({.num_q_heads = config.num_q_heads, .kv = layout},
                                                        options.max_num_batched_tokens, options.max_num_seqs, ranks.num_shares)
                                  .bytes(element_bytes) +
-                             ranks.num_shares * options.max_num_seqs * std::int64_t{config.hidden_size} * element_bytes;
+                             std::int64_t{ranks.num_shares} * options.max_num_seqs * config.hidden_size * element_bytes;
   }
   plan.logits_bytes = head_bytes(options.max_num_seqs, config.vocab_size, ranks.num_slices);
   plan.kv_bytes_per_block = std::int64_t{config.num_layers} * 2 * config.kv_size() * block_size * kv_element_bytes;

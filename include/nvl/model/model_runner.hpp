@@ -271,7 +271,8 @@ class ModelRunner {
     const std::int64_t activated = reserve(tokens * intermediate);
     const std::int64_t sampled_residual = reserve(samples * config_.hidden_size * residual_elements);
     const std::int64_t sampled_attention = reserve(samples * q_size);
-    const std::int64_t all_sampled = place_.num_shares > 1 ? reserve(place_.num_shares * samples * config_.hidden_size) : 0;
+    const std::int64_t all_sampled =
+        TokenSharingContext<Context> ? reserve(place_.num_shares * samples * config_.hidden_size) : 0;
     scratch_ = Buffer(device, elements_to_bytes(total));
     Element* const base = scratch_.template as<Element>();
     activations_ = {.residual = reinterpret_cast<Residual<Ops>*>(base + residual),

@@ -47,9 +47,10 @@ std::unique_ptr<E> shared_by(std::uint32_t num_ranks, const EngineOptions& optio
 }
 
 template <class E>
-std::vector<float> logits_of(E& engine, std::span<const TokenId> prompt) {
+std::vector<float> logits_of(E& engine, std::span<const TokenId> prompt, std::int32_t first = 0) {
   std::vector<float> all;
-  engine.prompt_logits(prompt, [&](std::int32_t, std::span<const float> row) { all.insert(all.end(), row.begin(), row.end()); });
+  const auto add = [&](std::int32_t, std::span<const float> row) { all.insert(all.end(), row.begin(), row.end()); };
+  engine.prompt_logits(prompt, add, first);
   return all;
 }
 
@@ -119,6 +120,19 @@ TEST_CASE("prompts in chunks of any length have the same logits on ranks that sh
       CHECK(largest_difference(logits_of(*shared, prompt), expected) < 2e-5f);
     }
   }
+}
+
+TEST_CASE("a prompt of thousands of tokens has the same end on ranks that share it", "[parallel][host]") {
+  ModelConfig config = tiny_config();
+  config.max_position_embeddings = 4096;
+  const std::vector<TokenId> prompt = tiny_prompt(1, 3001);
+  EngineOptions options = roomy_options();
+  options.max_num_batched_tokens = 1100;
+  Whole whole(config, weights(), options);
+  Shared shared(config, weights(), options, {}, ContextParallel<>(4));
+  const std::int32_t first = 2980;
+  CHECK(largest_difference(logits_of(shared, prompt, first), logits_of(whole, prompt, first)) < 2e-5f);
+  CHECK(tokens_of(shared, {greedy_request(prompt, 40)}) == tokens_of(whole, {greedy_request(prompt, 40)}));
 }
 
 TEST_CASE("in bfloat16 the logits on ranks that share tokens are near those on one", "[parallel][host]") {
@@ -218,6 +232,7 @@ TEST_CASE("a rank keeps its part of each block", "[parallel][host]") {
   const auto shared = shared_by(4);
   CHECK(shared->memory_plan().kv_bytes_per_block == whole.memory_plan().kv_bytes_per_block);
   CHECK(shared->memory_plan().block_size == 4 * whole.memory_plan().block_size);
+  CHECK(shared->memory_plan().activation_bytes < whole.memory_plan().activation_bytes);
   EngineOptions sized = roomy_options();
   sized.num_blocks = 0;
   sized.max_num_seqs = 1;
