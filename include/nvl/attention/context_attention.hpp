@@ -1,10 +1,10 @@
 #pragma once
 /// Attention of ranks that share the tokens of a step and the K and V of each sequence.
 ///
-/// The step's new K and V go round the ranks, so that each rank's queries meet them and each rank keeps those of its positions (ring
-/// attention: Liu et al. 2023, arXiv:2310.01889). Queries of sequences that have a past go to all ranks instead, each of which has a
-/// part of it, and what they found comes back (pass-Q: Yang et al. 2024, arXiv:2411.01783; as decode context parallelism does). States
-/// are merged by their log-sum-exp.
+/// The step's new K and V go round the ranks, so that each rank's queries meet them and each rank keeps those of its positions
+/// (ring attention: Liu et al. 2023, arXiv:2310.01889). Queries of sequences that have a past go to all ranks instead, each of
+/// which has a part of it, and what they found comes back (pass-Q: Yang et al. 2024, arXiv:2411.01783; as decode context
+/// parallelism does). States are merged by their log-sum-exp.
 
 #include <nvl/attention/attention_backend.hpp>
 #include <nvl/attention/shared_step.hpp>

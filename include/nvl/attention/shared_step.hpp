@@ -19,9 +19,9 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// A sequence that computes one token does so on the rank that keeps it. The rows of all others are shared out by ZigZag; they are a
-/// share's first. K and V of a rank's rows are its part; they lie there from slot 0 on. The parts go round the ranks, without the rows
-/// that are alone: in round k a rank has that of the share k before its own.
+/// A sequence that computes one token does so on the rank that keeps it. The rows of all others are shared out by ZigZag; they
+/// are a share's first. K and V of a rank's rows are its part; they lie there from slot 0 on. The parts go round the ranks,
+/// without the rows that are alone: in round k a rank has that of the share k before its own.
 class SharedStep {
  public:
   /// One round: which keys of the part this rank's queries see, and which tokens of it this rank keeps.
@@ -211,8 +211,8 @@ class SharedStep {
     std::ranges::copy(sampled_, in.sample_rows.begin());
   }
 
-  /// The slots of a part that the queries of a run see. Two runs of one sequence are the end of the lower chunk and the beginning of
-  /// the higher one, so their slots are consecutive.
+  /// The slots of a part that the queries of a run see. Two runs of one sequence are the end of the lower chunk and the
+  /// beginning of the higher one, so their slots are consecutive.
   static Shard keys_of(const Run& run, const Share& part) noexcept {
     Shard keys;
     for (const Run& other : part.runs) {

@@ -24,8 +24,8 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens that the rank computes,
-/// R = sampled rows of the step; sizes are the rank's. What has T rows has no fewer than R.
+/// Scratch of one forward pass; every pointer is to the device's memory. Rows are contiguous. T = tokens that the rank
+/// computes, R = sampled rows of the step; sizes are the rank's. What has T rows has no fewer than R.
 /// \tparam R type of the residual
 template <class T, class R = T>
 struct Activations {
@@ -61,8 +61,8 @@ class Decoder {
         context_(context) {}
 
   /// Computes the step's tokens, stores their K and V in `kv` ([num_layers] x KvLayout) and leaves the logits of the sampled
-  /// rows in `a.logits`; of a stage before the last, the residual goes to the next one instead. A rank that shares tokens computes
-  /// its share, and the logits of all. Asynchronous where the device is.
+  /// rows in `a.logits`; of a stage before the last, the residual goes to the next one instead. A rank that shares tokens
+  /// computes its share, and the logits of all. Asynchronous where the device is.
   void forward(const StepInput& whole, const KvLayout& layout, Element* kv, const Scratch& a) {
     const StepInput& in = plan(whole);
     const std::int32_t num_tokens = in.num_tokens();

@@ -99,8 +99,8 @@ inline void rotate_head(float* head, const float* cosines, const float* sines, s
   }
 }
 
-/// out [n] becomes the weighted mean of `out` and `other`, whose weights' natural logs are given; returns the log of their sum. One
-/// that has no weight (-infinity) is not read, and may be anything.
+/// out [n] becomes the weighted mean of `out` and `other`, whose weights' natural logs are given; returns the log of their sum.
+/// One that has no weight (-infinity) is not read, and may be anything.
 template <class T>
 float merge_state(T* out, float lse, const T* other, float other_lse, std::int32_t n) noexcept {
   if (other_lse == -std::numeric_limits<float>::infinity()) { return lse; }

@@ -163,8 +163,8 @@ struct SlotCopy {
   SlotId to = 0;
 };
 
-/// Arguments of `merge_states`: row i of `other` is merged into row rows[i] of `out`. A state is out [num_heads, head_dim] and the
-/// natural log of the sum of exp(scores) [num_heads].
+/// Arguments of `merge_states`: row i of `other` is merged into row rows[i] of `out`. A state is out [num_heads, head_dim] and
+/// the natural log of the sum of exp(scores) [num_heads].
 template <class T>
 struct MergeStates {
   T* out = nullptr;

@@ -1,6 +1,6 @@
 #pragma once
-/// The ParallelStrategy for long prompts: every rank has the whole model, a share of each step's tokens, and a share of the K and V
-/// of each sequence.
+/// The ParallelStrategy for long prompts: every rank has the whole model, a share of each step's tokens, and a share of the K
+/// and V of each sequence.
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
@@ -16,8 +16,9 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Ranks of one process, each on a thread of its own. New K and V go round the ranks as a ring (Liu et al. 2023, ring attention,
-/// arXiv:2310.01889), queries go to the K and V of earlier steps (Yang et al. 2024, arXiv:2411.01783): attention/context_attention.hpp.
+/// Ranks of one process, each on a thread of its own. New K and V go round the ranks as a ring (Liu et al. 2023, ring
+/// attention, arXiv:2310.01889), queries go to the K and V of earlier steps (Yang et al. 2024, arXiv:2411.01783):
+/// attention/context_attention.hpp.
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
 class ContextParallel {
@@ -41,7 +42,8 @@ class ContextParallel {
     void gather_shares(const T* mine, T* all, std::int64_t n) {
       group_.all_gather(mine, all, n);
     }
-    /// `send` waits for its `recv`, so somebody has to receive first: of any circle of ranks, those whose data goes to a lower one.
+    /// `send` waits for its `recv`, so somebody has to receive first: of any circle of ranks, those whose data goes to a lower
+    /// one.
     template <class T>
     void exchange(const T* mine, std::int64_t n, std::uint32_t to, T* theirs, std::int64_t m, std::uint32_t from) {
       const bool sends_first = share_index() < to;

@@ -18,8 +18,9 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Ranks of one process, each on a thread of its own. Rank r has slice r % num_slices of share r / num_slices: the ranks of one share
-/// are a group that adds up their parts, and those with the same slice are a group, along which K, V and queries of their heads go.
+/// Ranks of one process, each on a thread of its own. Rank r has slice r % num_slices of share r / num_slices: the ranks of one
+/// share are a group that adds up their parts, and those with the same slice are a group, along which K, V and queries of their
+/// heads go.
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
 class TensorContextParallel {

@@ -1,5 +1,6 @@
 #pragma once
-/// Which rank computes which token of a step, and which keeps the K and V of which position: arithmetic that every rank does alike.
+/// Which rank computes which token of a step, and which keeps the K and V of which position: arithmetic that every rank does
+/// alike.
 
 #include <nvl/core/checked.hpp>
 #include <nvl/core/config.hpp>
@@ -11,8 +12,9 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Rows in 2 x count chunks: share i has chunk i, whose queries see few keys, and chunk 2 count - 1 - i, whose queries see many, so
-/// that all have the same to do under a causal mask (zig-zag; Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2).
+/// Rows in 2 x count chunks: share i has chunk i, whose queries see few keys, and chunk 2 count - 1 - i, whose queries see
+/// many, so that all have the same to do under a causal mask (zig-zag; Grattafiori et al. 2024, arXiv:2407.21783, section
+/// 3.3.2).
 class ZigZag {
  public:
   constexpr ZigZag(std::int32_t num_rows, std::uint32_t count) noexcept : num_rows_(num_rows), count_(count) {}
@@ -41,8 +43,9 @@ constexpr std::int32_t max_share_rows(std::int32_t max_num_tokens, std::int32_t 
   return std::min(max_num_tokens, ZigZag::max_rows(max_num_tokens, count) + max_num_seqs);
 }
 
-/// A block of the scheduler's tables is a block on each of `count` ranks, under the same id: the first block_size tokens are in that
-/// of share 0, and so on. So allocator, scheduler and tables are those of one rank with blocks of count x block_size tokens.
+/// A block of the scheduler's tables is a block on each of `count` ranks, under the same id: the first block_size tokens are in
+/// that of share 0, and so on. So allocator, scheduler and tables are those of one rank with blocks of count x block_size
+/// tokens.
 struct StripedBlocks {
   std::int32_t block_size = 0;  // [tokens] of a block on a rank
   std::uint32_t count = 1;

@@ -229,8 +229,9 @@ class AttentionStep {
 
 }  // namespace detail
 
-/// Everything that the tables of AttentionBackend and its refinement promise. For backends whose device shares the host's memory. Prefill, chunk
-/// and decode in one step; sequences that end at a block's edge and beside it; several queries a KV head; windows; no tokens; states.
+/// Everything that the tables of AttentionBackend and its refinement promise. For backends whose device shares the host's
+/// memory. Prefill, chunk and decode in one step; sequences that end at a block's edge and beside it; several queries a KV
+/// head; windows; no tokens; states.
 template <AttentionBackend B>
 Violations check_attention_backend(std::uint64_t seed = 1) {
   Violations broken;

@@ -183,7 +183,8 @@ void check_shares(Violations& broken, P& strategy, const Facts& facts, std::int6
 
 }  // namespace detail
 
-/// Everything that the tables of ParallelStrategy, RankContext and its refinements promise. Shards and sums are checked if all ranks are local.
+/// Everything that the tables of ParallelStrategy, RankContext and its refinements promise. Shards and sums are checked if all
+/// ranks are local.
 template <ParallelStrategy P>
 Violations check_parallel_strategy(P& strategy) {
   Violations broken;

@@ -29,8 +29,8 @@ struct Lengths {
 
 constexpr std::int32_t block_size = 4;
 
-/// A step of such sequences over blocks of `num_shares` x block_size tokens. Token ids tell the rows apart; the last sequence's tokens are
-/// stored nowhere if `hides_last`.
+/// A step of such sequences over blocks of `num_shares` x block_size tokens. Token ids tell the rows apart; the last sequence's
+/// tokens are stored nowhere if `hides_last`.
 class WholeStep {
  public:
   WholeStep(std::span<const Lengths> seqs, std::uint32_t num_shares, bool hides_last = false)
