@@ -1,5 +1,6 @@
 #include <nvl/model/random_weights.hpp>
 #include <nvl/nvl.hpp>
+#include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>
 #include <nvl/parallel/tensor_parallel.hpp>
 
@@ -67,6 +68,27 @@ TEST_CASE("a decoded token costs split layers two sums a layer and one of the em
       CHECK(staged_after[r].gathered == 0);
     }
   }
+}
+
+// Those of docs/policies.md.
+TEST_CASE("a prompt's K and V pass every rank that shares its tokens once; a decoded token's query and states do",
+          "[parallel][host]") {
+  const ModelConfig config = nvl_test::tiny_config();
+  const std::int64_t number = sizeof(float);
+  constexpr std::int32_t num_ranks = 4, num_tokens = 64;  // a block of 16 on each rank
+  const auto before = traffic_of<ContextParallel>(config, num_ranks, num_tokens, 1);
+  const auto after = traffic_of<ContextParallel>(config, num_ranks, num_tokens, 9);
+  std::int64_t sent_of_prompt = 0;
+  for (std::size_t r = 0; r < num_ranks; ++r) {
+    sent_of_prompt += before[r].sent;
+    CHECK(before[r].gathered == config.hidden_size * number);  // the last hidden state
+    // The eight tokens that decode are kept, and so computed, on rank 0: the others send it what they find.
+    const std::int64_t states = config.q_size() + config.num_q_heads;
+    CHECK(after[r].sent - before[r].sent == (r == 0 ? 0 : 8 * config.num_layers * states * number));
+    CHECK(after[r].gathered - before[r].gathered == 8 * (config.num_layers * config.q_size() + config.hidden_size) * number);
+    CHECK(after[r].summed == 0);
+  }
+  CHECK(sent_of_prompt == num_tokens * config.num_layers * (num_ranks - 1) * 2 * config.kv_size() * number);
 }
 
 }  // namespace traffic_test
