@@ -182,7 +182,7 @@ class StepBuffer {
     size_ = step_bytes(shape);
     if (size_ > capacity_) {
       const std::size_t wanted = std::max(size_, capacity_ * 2);
-      bytes_ = std::make_unique_for_overwrite<std::byte[]>(wanted + step_alignment);
+      bytes_ = std::make_unique<std::byte[]>(wanted + step_alignment);  // zeros: the gaps between arrays may be sent, too
       capacity_ = wanted;
     }
     auto* const base = reinterpret_cast<std::byte*>(detail::align_step_array(reinterpret_cast<std::uintptr_t>(bytes_.get())));

@@ -14,15 +14,7 @@
 #include <nvl/core/config.hpp>
 #include <nvl/core/dtype.hpp>
 #include <nvl/core/error.hpp>
-
-// Inlined, so that a program links nothing for it; other includes of xxhash.h stay as they are.
-#if defined(XXH_INLINE_ALL)
-#include <xxhash.h>
-#else
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#undef XXH_INLINE_ALL
-#endif
+#include <nvl/core/xxhash.hpp>
 
 #include <algorithm>
 #include <array>

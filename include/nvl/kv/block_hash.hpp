@@ -3,16 +3,8 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
+#include <nvl/core/xxhash.hpp>
 #include <nvl/kv/block_allocator.hpp>
-
-// Inlined, so that a program links nothing for it; other includes of xxhash.h stay as they are.
-#if defined(XXH_INLINE_ALL)
-#include <xxhash.h>
-#else
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#undef XXH_INLINE_ALL
-#endif
 
 #include <array>
 #include <concepts>

@@ -66,22 +66,6 @@ struct CudaGraphSizes {
   }
 };
 
-/// The step whose arrays are the longest.
-inline StepShape largest_step(const StepLimits& limits) {
-  const auto seqs = static_cast<std::size_t>(limits.max_num_seqs);
-  const auto length = static_cast<std::size_t>(limits.max_model_len);
-  return {.num_tokens = static_cast<std::size_t>(limits.max_num_tokens),
-          .num_seqs = seqs,
-          .max_blocks_per_seq = ceil_div(length, static_cast<std::size_t>(limits.block_size)),
-          .num_samples = seqs,
-          .num_logit_bias = seqs * static_cast<std::size_t>(limits.max_logit_bias),
-          .num_banned = seqs * static_cast<std::size_t>(limits.max_banned),
-          .num_history = seqs * length,
-          .num_copies = seqs,
-          .num_swap_out = static_cast<std::size_t>(limits.num_host_blocks),
-          .num_swap_in = static_cast<std::size_t>(limits.num_host_blocks)};
-}
-
 /// [bytes] of the device memory of a RoPE table
 inline std::size_t cuda_rope_bytes(const ModelConfig& config, const StepLimits& limits) noexcept {
   return static_cast<std::size_t>(limits.max_model_len) * static_cast<std::size_t>(config.head_dim) * sizeof(float);
