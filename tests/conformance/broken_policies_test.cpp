@@ -29,6 +29,7 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -501,6 +502,39 @@ struct GathersInReverse {
     return std::make_shared<std::vector<Context>>(std::vector<Context>{{0, ends[0]}, {1, ends[1]}});
   }();
 };
+/// A group of two processes that are the same one.
+struct Mirror {
+  static constexpr bool is_eager = true;
+  static constexpr Rank rank() noexcept { return Rank{0}; }
+  static constexpr std::uint32_t size() noexcept { return 2; }
+  template <class T>
+  void all_gather(const T* mine, T* all, std::int64_t n) {
+    std::copy_n(mine, n, std::copy_n(mine, n, all));
+  }
+  template <class T>
+  void all_reduce_sum(T*, std::int64_t) {}
+  template <class T>
+  void broadcast(T*, std::int64_t, Rank) {}
+  template <class T>
+  void send(const T*, std::int64_t, Rank) {}
+  template <class T>
+  void recv(T*, std::int64_t, Rank) {}
+  void barrier() {}
+  void abort(std::string_view) noexcept {}
+};
+struct DrivesARankTwice : SingleDevice {
+  struct Context : SingleDevice::Context {
+    static constexpr std::uint32_t world_size() noexcept { return 2; }
+  };
+  template <class F>
+  void for_each_rank(F&& f) {
+    f(context, 0u);
+  }
+  Mirror& processes() noexcept { return mirror; }
+  static constexpr std::chrono::milliseconds pulse() noexcept { return std::chrono::milliseconds{1}; }
+  Context context;
+  Mirror mirror;
+};
 struct AddsItselfTwice : SingleDevice {
   struct Context : SingleDevice::Context {
     template <class T>
@@ -702,7 +736,7 @@ TEST_CASE("the suite reports an attention backend that does not take the head di
 }
 
 TEMPLATE_TEST_CASE("the suite reports a strategy that breaks a promise", "[conformance][host]", CallsNobody, SwallowsExceptions,
-                   HoldsHalf, AddsItselfTwice, GathersInReverse, SharesBadly<GathersSharesInReverse>,
+                   HoldsHalf, AddsItselfTwice, GathersInReverse, DrivesARankTwice, SharesBadly<GathersSharesInReverse>,
                    SharesBadly<ExchangesNothing>, SharesBadly<CountsSharesAsSlices>) {
   TestType strategy;
   CHECK_FALSE(testing::check_parallel_strategy(strategy).empty());

@@ -37,11 +37,43 @@ class TcpGroup {
  public:
   /// Takes the listener of the meeting along. All ranks of the meeting make theirs at the same time.
   /// \throws Error with the rank that does not connect, and why
-  explicit TcpGroup(Meeting meeting, const TcpGroupOptions& options = {}) {
+  explicit TcpGroup(Meeting meeting, const TcpGroupOptions& options = {})
+      : options_(options),
+        peers_(meeting.peers),
+        secret_(meeting.secret),
+        door_(meeting.door) {
     NVL_EXPECTS(options.timeout.count() > 0, "TcpGroupOptions::timeout", options.timeout.count(), "positive");
+    if (meeting.listener) { address_ = net::local_endpoint(meeting.listener).address; }
     exchange_ = std::make_unique<net::TcpExchange>(std::move(meeting), options.timeout);
     parts_.resize(size());
   }
+
+  /// Called by all ranks: those with the same `color` become a group of their own, with connections of its own, in the order of
+  /// their ranks here. Neither group needs the other afterwards.
+  /// \throws Error with the rank that does not connect, and why
+  TcpGroup split(std::uint32_t color) {
+    struct Seat {
+      std::uint32_t color = 0, port = 0;
+    };
+    Meeting meeting;
+    if (size() > 1) { meeting.listener = net::listen_on(address_, 0, static_cast<int>(size()) * 2); }
+    const Seat mine{.color = color, .port = meeting.listener ? net::local_endpoint(meeting.listener).port : 0u};
+    std::vector<Seat> seats(size());
+    all_gather(&mine, seats.data(), 1);
+    for (std::uint32_t r = 0; r < size(); ++r) {
+      if (r == exchange_->rank()) { meeting.rank = Rank{meeting.world_size()}; }
+      if (seats[r].color == color) { meeting.peers.push_back({peers_[r].address, static_cast<std::uint16_t>(seats[r].port)}); }
+    }
+    ++num_splits_;
+    if (size() > 1) {
+      meeting.secret =
+          secret_.for_session(net::sha256("split " + std::to_string(num_splits_) + " color " + std::to_string(color)));
+    }
+    meeting.door = door_;
+    return TcpGroup(std::move(meeting), options_);
+  }
+
+  static constexpr bool is_eager = true;  // it is the system that keeps what is not received yet
 
   Rank rank() const noexcept { return Rank{exchange_->rank()}; }
   std::uint32_t size() const noexcept { return exchange_->size(); }
@@ -187,7 +219,13 @@ class TcpGroup {
   std::unique_ptr<net::TcpExchange> exchange_;
   std::vector<net::Part> parts_;
   std::vector<std::byte> scratch_;
+  TcpGroupOptions options_;
+  std::vector<net::Endpoint> peers_;  // by rank: where each listened
+  std::string address_;               // where this one did
+  net::Secret secret_;
+  net::DoorOptions door_;
+  std::uint32_t num_splits_ = 0;
 };
-static_assert(RankGroup<TcpGroup>);
+static_assert(EagerRankGroup<TcpGroup>);
 
 }  // namespace nvl::inline NVL_ABI

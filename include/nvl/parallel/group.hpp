@@ -41,4 +41,13 @@ concept RankGroup = requires(G g, const G& cg, T* data, const T* mine, std::int6
   { g.abort(why) } noexcept;
 };
 
+/// Refinement: `send` of a few hundred bytes does not wait for the rank that receives them. What processes tell each other goes
+/// over such a group: one may have something to say while the other computes.
+///
+/// | expression    | returns | meaning      |
+/// |---------------|---------|--------------|
+/// | `G::is_eager` | bool    | true         |
+template <class G>
+concept EagerRankGroup = RankGroup<G> && requires { requires G::is_eager; };
+
 }  // namespace nvl::inline NVL_ABI

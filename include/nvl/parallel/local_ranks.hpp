@@ -28,6 +28,13 @@ class LocalRanks {
     return LocalRanks(std::move(contexts));
   }
 
+  /// Of one rank only: the others are in other processes.
+  static LocalRanks of(Context context) {
+    std::vector<Context> contexts;
+    contexts.push_back(std::move(context));
+    return LocalRanks(std::move(contexts));
+  }
+
   std::uint32_t size() const noexcept { return ranks_->threads.count(); }
 
   /// Calls f(context, i) for each, side by side; returns when all did. The first exception of any is thrown again here.

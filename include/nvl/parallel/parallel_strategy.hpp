@@ -3,9 +3,12 @@
 
 #include <nvl/core/config.hpp>
 #include <nvl/core/ids.hpp>
+#include <nvl/parallel/group.hpp>
 
+#include <chrono>
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 namespace nvl::inline NVL_ABI {
 
@@ -117,6 +120,19 @@ concept has_for_each_rank = requires(P p, void (*f)(typename P::Context&, std::u
 template <class P>
 concept ParallelStrategy = std::movable<P> && detail::parallel_strategy::has_context<P> &&
                            detail::parallel_strategy::has_num_local_ranks<P> && detail::parallel_strategy::has_for_each_rank<P>;
+
+/// Refinement: there are ranks in other processes. That with rank 0 of the group of processes has the engine; the others follow it
+/// (nvl/engine/rank_follower.hpp). Together they drive each rank of the world once.
+///
+/// | expression      | returns                   | meaning                                                            |
+/// |-----------------|---------------------------|--------------------------------------------------------------------|
+/// | `p.processes()` | EagerRankGroup&           | this process's end of the group of processes: what they tell each other, not what ranks compute |
+/// | `cp.pulse()`    | std::chrono::milliseconds | so often a process says that it lives if there is nothing else to say; a few times within the deadline of the group |
+template <class P>
+concept RemoteRanks = ParallelStrategy<P> && requires(P p, const P& cp) {
+  requires EagerRankGroup<std::remove_reference_t<decltype(p.processes())>>;
+  { cp.pulse() } noexcept -> std::same_as<std::chrono::milliseconds>;
+};
 
 /// The least RankContext and ParallelStrategy. Declared, not defined.
 struct RankContextArchetype {

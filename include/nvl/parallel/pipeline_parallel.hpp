@@ -15,7 +15,7 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Ranks of one process, each on a thread of its own and with the whole of its layers (Huang et al. 2019, GPipe, arXiv:1811.06965).
+/// The ranks of a process are each on a thread of its own and have the whole of their layers (Huang et al. 2019, GPipe, arXiv:1811.06965).
 /// Between two stages go hidden_size numbers a token, and nothing else.
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
@@ -48,8 +48,10 @@ class PipelineParallel {
     Group group_;
   };
 
-  /// \param ends all ranks' ends of one group, by rank; at least one
+  /// \param ends of this process's ranks, all of one group, by rank; at least one. Ranks that are elsewhere: AcrossProcesses.
   explicit PipelineParallel(std::vector<Group> ends) : ranks_(LocalRanks<Context>::of(std::move(ends))) {}
+  /// This process has one rank.
+  explicit PipelineParallel(Group end) : ranks_(LocalRanks<Context>::of(Context(std::move(end)))) {}
   /// Ranks of a new group.
   explicit PipelineParallel(std::uint32_t num_ranks)
     requires requires { Group::make(num_ranks); }

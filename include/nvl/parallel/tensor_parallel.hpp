@@ -15,7 +15,7 @@
 
 namespace nvl::inline NVL_ABI {
 
-/// Ranks of one process, each on a thread of its own. Two sums over the ranks a layer: after attention and after the MLP
+/// The ranks of a process are each on a thread of its own. Two sums over the ranks a layer: after attention and after the MLP
 /// (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
@@ -46,8 +46,10 @@ class TensorParallel {
     Group group_;
   };
 
-  /// \param ends all ranks' ends of one group, by rank; at least one
+  /// \param ends of this process's ranks, all of one group, by rank; at least one. Ranks that are elsewhere: AcrossProcesses.
   explicit TensorParallel(std::vector<Group> ends) : ranks_(LocalRanks<Context>::of(std::move(ends))) {}
+  /// This process has one rank.
+  explicit TensorParallel(Group end) : ranks_(LocalRanks<Context>::of(Context(std::move(end)))) {}
   /// Ranks of a new group.
   explicit TensorParallel(std::uint32_t num_ranks)
     requires requires { Group::make(num_ranks); }

@@ -10,13 +10,14 @@
 #include <nvl/parallel/thread_group.hpp>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 namespace nvl::inline NVL_ABI {
 
-/// Ranks of one process, each on a thread of its own; rank = stage * num_slices + slice. The ranks of a stage are a group and add up
+/// The ranks of a process are each on a thread of its own; rank = stage * num_slices + slice. The ranks of a stage are a group and add up
 /// their parts as in TensorParallel; those with the same slice are a group, along which hidden states go as in PipelineParallel.
 template <class Group = ThreadGroup>
   requires RankGroup<Group>
@@ -63,6 +64,23 @@ class TensorPipelineParallel {
   TensorPipelineParallel(std::uint32_t num_stages, std::uint32_t num_slices)
     requires requires { Group::make(num_slices); }
       : ranks_(contexts_of(num_stages, num_slices)) {}
+
+  /// This process has one rank. Ranks that are elsewhere: AcrossProcesses.
+  /// \param slices those of its stage, by slice
+  /// \param stages those with its slice, by stage
+  TensorPipelineParallel(Group slices, Group stages)
+      : ranks_(LocalRanks<Context>::of(Context(std::move(slices), std::move(stages)))) {}
+  /// The same out of `world`, whose ranks all call this.
+  static TensorPipelineParallel split(Group& world, std::uint32_t num_stages)
+    requires requires { world.split(num_stages); }
+  {
+    NVL_EXPECTS(num_stages >= 1 && world.size() % num_stages == 0, "stages", num_stages,
+                "a divisor of the " + std::to_string(world.size()) + " ranks");
+    const std::uint32_t num_slices = world.size() / num_stages, rank = index_of(world.rank());
+    Group slices = world.split(rank / num_slices);
+    Group stages = world.split(rank % num_slices);
+    return {std::move(slices), std::move(stages)};
+  }
 
   std::uint32_t num_local_ranks() const noexcept { return ranks_.size(); }
 

@@ -11,6 +11,7 @@
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/testing/violations.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -58,6 +59,29 @@ auto ask_ranks(P& strategy, std::int32_t num_layers = 0, std::int32_t num_heads 
   return facts;
 }
 
+/// Those of all ranks of the world, as far as they are known here: a process asks the others of its strategy's.
+template <class P, class Facts>
+Facts ask_world(P& strategy, const Facts& local) {
+  if constexpr (RemoteRanks<P>) {
+    using Fact = typename Facts::value_type;
+    auto& processes = strategy.processes();
+    const auto num_mine = static_cast<std::uint32_t>(local.size());
+    std::vector<std::uint32_t> counts(processes.size());
+    processes.all_gather(&num_mine, counts.data(), 1);
+    const std::size_t most = *std::max_element(counts.begin(), counts.end());
+    Facts mine = local, all(most * counts.size()), world;
+    mine.resize(most);
+    processes.all_gather(mine.data(), all.data(), static_cast<std::int64_t>(most));
+    for (std::size_t p = 0; p < counts.size(); ++p) {
+      const Fact* const first = all.data() + p * most;
+      world.insert(world.end(), first, first + counts[p]);
+    }
+    return world;
+  } else {
+    return local;
+  }
+}
+
 /// Together the ranks hold each head of each layer once for each share of the tokens.
 template <class Facts>
 void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layers, std::int32_t num_heads) {
@@ -79,8 +103,9 @@ void check_shards(Violations& broken, const Facts& facts, std::int32_t num_layer
 }
 
 /// Sums over the ranks with the same layers, the same bits each time.
+/// \param facts of the ranks of this process
 template <class P, class Facts>
-void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::int64_t count) {
+void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, const Facts& world, std::int64_t count) {
   std::vector<std::vector<float>> first, second;
   for (auto* const results : {&first, &second}) {
     results->resize(facts.size());
@@ -94,7 +119,7 @@ void check_all_reduce(Violations& broken, P& strategy, const Facts& facts, std::
   broken.expect(first == second, "all_reduce_sum of the same data gives other bits the second time");
   for (std::size_t i = 0; i < facts.size(); ++i) {
     std::vector<float> expected(static_cast<std::size_t>(count), 0.0f);  // whole numbers: exact in any order
-    for (const auto& other : facts) {
+    for (const auto& other : world) {
       if (other.stage_index != facts[i].stage_index || other.share_index != facts[i].share_index) { continue; }
       std::mt19937 random(other.rank + 1);
       for (float& sum : expected) { sum += static_cast<float>(random() % 2001) - 1000.0f; }
@@ -183,8 +208,8 @@ void check_shares(Violations& broken, P& strategy, const Facts& facts, std::int6
 
 }  // namespace detail
 
-/// Everything that the tables of ParallelStrategy, RankContext and its refinements promise. Shards and sums are checked if all
-/// ranks are local.
+/// Everything that the tables of ParallelStrategy, RankContext, its refinements and RemoteRanks promise. Where there are ranks in
+/// other processes, each process calls it at the same time. Shards and sums are checked if all ranks of the world are there.
 template <ParallelStrategy P>
 Violations check_parallel_strategy(P& strategy) {
   Violations broken;
@@ -192,7 +217,8 @@ Violations check_parallel_strategy(P& strategy) {
   if (!broken.expect(!facts.empty(), "there is no local rank")) { return broken; }
   const std::uint32_t world = facts.front().world_size;
   std::vector<bool> seen(world, false);
-  for (const auto& f : facts) {
+  const auto all = detail::ask_world(strategy, facts);
+  for (const auto& f : all) {
     broken.expect(f.calls == 1, "for_each_rank called the function " + std::to_string(f.calls) + " times for one rank");
     broken.expect(f.world_size == world, "ranks disagree on world_size");
     if (!broken.expect(f.slice_index < f.num_slices, "a slice_index is not below num_slices")) { return broken; }
@@ -203,24 +229,30 @@ Violations check_parallel_strategy(P& strategy) {
     seen[f.rank] = true;
   }
   broken.expect(facts.size() <= world, "there are more local ranks than world_size");
+  if constexpr (RemoteRanks<P>) {
+    broken.expect(all.size() == world, "the processes do not drive all ranks of the world");
+    broken.expect(strategy.pulse().count() > 0, "a pulse that is not positive");
+  }
   const auto again = detail::ask_ranks(strategy);
   for (std::size_t i = 0; i < facts.size(); ++i) {
     broken.expect(again[i].address == facts[i].address && again[i].rank == facts[i].rank, "a context moved, or changed its rank");
   }
-  if (facts.size() == world) {
+  if (all.size() == world) {
     const auto n = static_cast<std::int32_t>(world);
     for (const std::int32_t factor : {1, 2, 12}) {
-      detail::check_shards(broken, detail::ask_ranks(strategy, factor * n, factor * n), factor * n, factor * n);
+      const auto held = detail::ask_world(strategy, detail::ask_ranks(strategy, factor * n, factor * n));
+      detail::check_shards(broken, held, factor * n, factor * n);
     }
-    const auto shards = detail::ask_ranks(strategy, n, n);
+    const auto shards = detail::ask_ranks(strategy, n, n), all_shards = detail::ask_world(strategy, shards);
     for (const std::int64_t count : {0, 1, 7, 4096}) {
-      detail::check_all_reduce(broken, strategy, shards, count);
+      detail::check_all_reduce(broken, strategy, shards, all_shards, count);
       if constexpr (GatheringContext<typename P::Context>) { detail::check_all_gather(broken, strategy, shards, count); }
       if constexpr (StagedContext<typename P::Context>) { detail::check_stages(broken, strategy, shards, count); }
       if constexpr (TokenSharingContext<typename P::Context>) { detail::check_shares(broken, strategy, shards, count); }
     }
   }
 #if defined(__cpp_exceptions)
+  if constexpr (RemoteRanks<P>) { strategy.processes().barrier(); }  // what comes ends the ranks' groups
   std::atomic<std::uint32_t> returned{0};
   std::string message;
   contain(

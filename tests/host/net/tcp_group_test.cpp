@@ -224,6 +224,26 @@ TEST_CASE("processes are ranks", "[parallel][host]") {
   for (const auto& rank : ranks) { CHECK(rank->report() == ""); }
 }
 
+TEST_CASE("a group can be split, and its parts do not need it", "[parallel][host]") {
+  for (const std::uint32_t size : {1u, 2u, 5u}) {
+    CAPTURE(size);
+    REQUIRE(is_quiet(on_threads(size, [](TcpGroup& world) {
+      const std::uint32_t self = index_of(world.rank()), num_even = (world.size() + 1) / 2;
+      TcpGroup half = world.split(self % 2), all = world.split(7);
+      fail_unless(half.size() == (self % 2 == 0 ? num_even : world.size() - num_even), "size of a half");
+      fail_unless(index_of(half.rank()) == self / 2, "rank in a half");
+      fail_unless(all.rank() == world.rank() && all.size() == world.size(), "rank in another group of all");
+      TcpGroup alone = half.split(self);
+      fail_unless(alone.size() == 1, "a group of one");
+      { const TcpGroup ended = std::move(world); }
+      check_all_calls(all);
+      check_all_calls(half);
+      check_all_reduce<float>(half, 257);
+      check_all_calls(alone);
+    })));
+  }
+}
+
 TEST_CASE("a rank that leaves after the last call does not disturb those that are still in it", "[parallel][host]") {
   for (int repeat = 0; repeat < 5; ++repeat) {
     REQUIRE(is_quiet(on_threads(4, [](TcpGroup& group) {
