@@ -11,6 +11,7 @@
 #include <nvl/engine/engine.hpp>
 #include <nvl/engine/least_tokens_router.hpp>
 #include <nvl/engine/prefix_affinity_router.hpp>
+#include <nvl/engine/rank_follower.hpp>
 #include <nvl/engine/round_robin_router.hpp>
 #include <nvl/engine/router_policy.hpp>
 #include <nvl/engine/with_engine.hpp>
@@ -19,6 +20,7 @@
 #include <nvl/kv/prefix_cache_allocator.hpp>
 #include <nvl/kv/radix_cache_allocator.hpp>
 #include <nvl/model/random_weights.hpp>
+#include <nvl/parallel/across_processes.hpp>
 #include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/parallel_strategy.hpp>
 #include <nvl/parallel/pipeline_parallel.hpp>

@@ -12,6 +12,7 @@
 #include <nvl/core/step_limits.hpp>
 #include <nvl/engine/active_requests.hpp>
 #include <nvl/engine/engine_options.hpp>
+#include <nvl/engine/engine_ranks.hpp>
 #include <nvl/engine/engine_stats.hpp>
 #include <nvl/engine/generate.hpp>
 #include <nvl/engine/request.hpp>
@@ -85,11 +86,11 @@ class Engine {
   template <WeightSource Source>
   Engine(const ModelConfig& config, const Source& source, const EngineOptions& options = {}, const LoadProgress& progress = {},
          Parallel parallel = {})
-      : config_(checked(config)),
+      : config_(checked_config<Attention>(config)),
         options_(options),
-        parallel_(std::move(parallel)),
-        num_stages_(count_stages()),
-        plan_(plan_ranks()),
+        ranks_(config_, options_, std::move(parallel)),
+        num_stages_(static_cast<std::int32_t>(ranks_.local().place().num_stages)),
+        plan_(ranks_.local().plan()),
         allocator_(BlockPoolShape{.num_blocks = static_cast<std::uint32_t>(plan_.num_blocks),
                                   .block_size = static_cast<std::uint32_t>(plan_.block_size),
                                   .num_host_blocks = static_cast<std::uint32_t>(plan_.num_host_blocks)}),
@@ -100,15 +101,8 @@ class Engine {
                                     .scheduling = options_.scheduling,
                                     .window = {.tokens = config_.has_full_layers() ? 0 : config_.sliding_window}}),
         requests_(scheduler_, allocator_, stats_, config_, options_, plan_) {
-    flights_.resize(static_cast<std::size_t>(std::max(num_stages_, 2)));
-    ranks_.resize(parallel_.num_local_ranks());
-    StepLimits limits = step_limits(config_, plan_, options_, block_size);
-    limits.num_in_flight = static_cast<std::int32_t>(flights_.size());
-    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      const DeviceOptions device = for_rank(options_.device, i, parallel_.num_local_ranks());
-      ranks_[i] = std::make_unique<RankState>(config_, source, limits, device, plan_.allocated_bytes(), context,
-                                              i == 0 ? progress : LoadProgress{});
-    });
+    flights_.resize(static_cast<std::size_t>(ranks_.local().limits().num_in_flight));
+    ranks_.load(source, progress);
   }
 
   Engine(const Engine&) = delete;
@@ -165,7 +159,7 @@ class Engine {
   /// False if `step` would wait for a step that is under way; for an engine to do something else meanwhile.
   bool is_step_done() {
     if (!flights_[current_].is_launched) { return true; }
-    return std::ranges::all_of(ranks_, [](const auto& rank) { return rank->runner.is_done(); });
+    return ranks_.local().is_done();
   }
 
   bool has_work() const noexcept { return !requests_.empty(); }
@@ -261,10 +255,11 @@ class Engine {
     requests_.finish_all(reason, reason == FinishReason::error ? failure_ : std::string_view());
   }
 
-  std::uint32_t num_ranks() const noexcept { return static_cast<std::uint32_t>(ranks_.size()); }
-  Device& device(std::uint32_t rank) noexcept { return ranks_[rank]->device; }
+  /// Those of this process.
+  std::uint32_t num_ranks() const noexcept { return ranks_.local().size(); }
+  Device& device(std::uint32_t rank) noexcept { return ranks_.local().device(rank); }
   KvCache<Element> kv_cache(std::uint32_t rank) noexcept {
-    auto& runner = ranks_[rank]->runner;
+    auto& runner = ranks_.local().runner(rank);
     return {.kv = runner.kv(), .layout = runner.kv_layout(), .num_layers = runner.config().num_layers};
   }
 
@@ -287,7 +282,7 @@ class Engine {
   const ModelConfig& config() const noexcept { return config_; }
   const EngineOptions& options() const noexcept { return options_; }
   const MemoryPlan& memory_plan() const noexcept { return plan_; }
-  std::vector<std::string> warnings() const { return ranks_.front()->runner.warnings(); }
+  std::vector<std::string> warnings() const { return ranks_.local().runner(0).warnings(); }
   const Allocator& allocator() const noexcept { return allocator_; }
   /// To pin or reset a prefix cache and to drain its events (ManagedPrefixCache), between two steps. Blocks are the engine's.
   Allocator& allocator() noexcept { return allocator_; }
@@ -296,67 +291,12 @@ class Engine {
   using Ops = typename Attention::Ops;
   using Requests = ActiveRequests<Scheduler, Allocator>;
 
-  struct RankState {
-    template <class Source>
-    RankState(const ModelConfig& config, const Source& source, const StepLimits& limits, const DeviceOptions& options,
-              std::int64_t num_bytes, typename Parallel::Context& context, const LoadProgress& progress)
-        : device(options),
-          runner(config, source, limits, reserved(device, num_bytes), context, progress) {}
-
-    static Device& reserved(Device& device, std::int64_t num_bytes) {
-      if constexpr (requires { device.reserve(num_bytes); }) { device.reserve(num_bytes); }
-      return device;
-    }
-
-    Device device;
-    ModelRunner<Attention, Parallel> runner;
-    const StepOutput* output = nullptr;
-  };
-
   /// A step that was launched and not yet collected.
   struct Flight {
     ScheduledBatch batch;
     StepBuffer buffer;
     bool is_launched = false;
   };
-
-  static const ModelConfig& checked(const ModelConfig& config) {
-    nvl::validate(config);
-    if (!Attention::supports(config.head_dim)) {
-      raise(Unsupported("head_dim " + std::to_string(config.head_dim) +
-                        " is not one that this engine's attention backend is compiled for"));
-    }
-    return config;
-  }
-
-  /// Stages differ in their layers: what the one with the most needs is planned for each.
-  MemoryPlan plan_ranks() {
-    std::vector<ModelConfig> configs(parallel_.num_local_ranks());
-    RankCount ranks{.num_local = parallel_.num_local_ranks(), .shares_tokens = TokenSharingContext<typename Parallel::Context>};
-    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      const RankPlace place = place_of(context);
-      if (i == 0) {
-        ranks.num_slices = place.num_slices;
-        ranks.num_shares = place.num_shares;
-      }
-      configs[i] = config_of(shard_of(config_, place), config_);
-    });
-    return plan_memory<Attention, Allocator>(*std::ranges::max_element(configs, {}, &ModelConfig::num_layers), options_, ranks);
-  }
-
-  std::int32_t count_stages() {
-    std::int32_t num = 1;
-    parallel_.for_each_rank([&](typename Parallel::Context& context, std::uint32_t i) {
-      if (i == 0) { num = static_cast<std::int32_t>(context.num_stages()); }
-    });
-    return num;
-  }
-
-  /// A rank of the last stage: they all have the tokens.
-  const RankState& sampling_rank() const noexcept {
-    const auto is_last = [](const auto& rank) { return rank->runner.place().is_last_stage(); };
-    return **std::ranges::find_if(ranks_, is_last);
-  }
 
   /// Sees to it that a step is under way, if there is one to be had. False if there is nothing to do.
   bool launch_current() {
@@ -377,14 +317,13 @@ class Engine {
     } else if constexpr (Ops::runs_ahead) {
       if (Requests::may_run_ahead(current.batch)) { launch(flights_[1 - current_]); }
     }
-    parallel_.for_each_rank(
-        [&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->output = &ranks_[i]->runner.collect(); });
+    const StepOutput& output = ranks_.collect();
     current.is_launched = false;
     current_ = (current_ + 1) % flights_.size();
     stats_.last_step = work_of(current.batch);
-    requests_.commit(current.batch, *sampling_rank().output);
+    requests_.commit(current.batch, output);
     if constexpr (requires(Device& device) { device.idle_seconds(); }) {
-      stats_.exposed_host_seconds = ranks_.front()->device.idle_seconds();
+      stats_.exposed_host_seconds = ranks_.local().device(0).idle_seconds();
     }
     return true;
   }
@@ -422,7 +361,7 @@ class Engine {
         [&](const char* what) { drop(batch, what); });
     if (in == nullptr) { return true; }
     ++next_step_;
-    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) { ranks_[i]->runner.launch(*in); });
+    ranks_.launch(*in);
     flight.is_launched = true;
     return true;
   }
@@ -464,28 +403,22 @@ class Engine {
     batch.num_tokens = count;
     StepInput& in = build_step_input(batch, plan_.block_size, next_step_++, probe_buffer_, num_rows);
     std::iota(in.sample_rows.begin(), in.sample_rows.end(), 0);
-    std::span<const float> rows;
-    parallel_.for_each_rank([&](typename Parallel::Context&, std::uint32_t i) {
-      const std::span<const float> logits = ranks_[i]->runner.logits(in);
-      if (ranks_[i].get() == &sampling_rank()) { rows = logits; }
-    });
-    return rows;
+    return ranks_.logits(in);
   }
 
   const ModelConfig config_;
   const EngineOptions options_;
-  Parallel parallel_;
+  std::vector<Flight>
+      flights_;  // a ring: the oldest step not yet collected is flights_[current_]; outlive the ranks, which read them
+  StepBuffer probe_buffer_;
+  EngineRanks<Attention, Allocator, Parallel> ranks_;
   const std::int32_t num_stages_;
   const MemoryPlan plan_;
   Allocator allocator_;
   Scheduler scheduler_;
-  std::vector<Flight>
-      flights_;  // a ring: the oldest step not yet collected is flights_[current_]; outlive the ranks, which read them
-  std::vector<std::unique_ptr<RankState>> ranks_;
   EngineStats stats_;
   Requests requests_;
   std::size_t current_ = 0;
-  StepBuffer probe_buffer_;
   std::string failure_;
   std::uint64_t next_step_ = 0;
   static constexpr int max_failed_plans = 3;
