@@ -77,6 +77,8 @@ class DisaggregatedEngine {
       "transfer that waits for it");
   static_assert(Prefill::block_size == Decode::block_size,
                 "nvl::DisaggregatedEngine: both engines must have the same block size: change one attention backend");
+  static_assert(!Prefill::has_remote_ranks && !Decode::has_remote_ranks,
+                "nvl::DisaggregatedEngine: caches are moved within one process: use strategies without AcrossProcesses");
   static_assert(ForkingScheduler<typename Decode::SchedulerType, typename Decode::AllocatorType>,
                 "nvl::DisaggregatedEngine: the decode engine's scheduler must take sequences that come with blocks "
                 "(try_add_running, see nvl/sched/scheduler_policy.hpp)");

@@ -80,6 +80,7 @@ class Engine {
 
   static constexpr std::int32_t block_size = Attention::block_size;  // [tokens] of a block on a rank
   static constexpr bool runs_ahead = Attention::Ops::runs_ahead;
+  static constexpr bool has_remote_ranks = RemoteRanks<Parallel>;  // then this is the engine of several processes
 
   /// Validates, plans memory, allocates it on every rank and loads the weights; `source` is not needed afterwards.
   /// \throws InvalidArgument, Unsupported or OutOfMemory before anything is allocated; what `source` throws.
@@ -156,7 +157,8 @@ class Engine {
     }
   }
 
-  /// False if `step` would wait for a step that is under way; for an engine to do something else meanwhile.
+  /// False if `step` would wait for a step that is under way, as far as the ranks of this process know; for an engine to do something
+  /// else meanwhile.
   bool is_step_done() {
     if (!flights_[current_].is_launched) { return true; }
     return ranks_.local().is_done();

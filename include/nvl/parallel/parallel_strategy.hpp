@@ -124,10 +124,11 @@ concept ParallelStrategy = std::movable<P> && detail::parallel_strategy::has_con
 /// Refinement: there are ranks in other processes. That with rank 0 of the group of processes has the engine; the others follow it
 /// (nvl/engine/rank_follower.hpp). Together they drive each rank of the world once.
 ///
-/// | expression      | returns                   | meaning                                                            |
-/// |-----------------|---------------------------|--------------------------------------------------------------------|
-/// | `p.processes()` | EagerRankGroup&           | this process's end of the group of processes: what they tell each other, not what ranks compute |
-/// | `cp.pulse()`    | std::chrono::milliseconds | so often a process says that it lives if there is nothing else to say; a few times within the deadline of the group |
+/// | expression      | returns                   | meaning                                                           |
+/// |-----------------|---------------------------|-------------------------------------------------------------------|
+/// | `p.processes()` | EagerRankGroup&           | of what processes tell each other, not of what ranks compute      |
+/// | `cp.pulse()`    | std::chrono::milliseconds | so often, a few times within the group's deadline, a process says |
+/// |                 |                           | that it lives if it says nothing else                             |
 template <class P>
 concept RemoteRanks = ParallelStrategy<P> && requires(P p, const P& cp) {
   requires EagerRankGroup<std::remove_reference_t<decltype(p.processes())>>;

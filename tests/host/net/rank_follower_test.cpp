@@ -101,6 +101,7 @@ struct Start {
   EngineOptions options = options_of_tests();
   std::chrono::milliseconds timeout = 20s, pulse = 5s;
   MeddledGroup::Meddle meddle{};
+  LoadProgress progress{};
 
   std::uint32_t size() const { return num_stages * num_slices; }
 
@@ -154,7 +155,7 @@ void live(std::uint32_t rank, const Start& start, const net::Endpoint& at, const
     Leader engine(start.config, weights, start.options, {}, std::move(strategy));
     lead(engine);
   } else {
-    Follower(start.config, weights, start.options, std::move(strategy)).run();
+    Follower(start.config, weights, start.options, std::move(strategy), start.progress).run();
   }
 }
 
@@ -341,9 +342,21 @@ TEST_CASE("however long nothing is to be done, the ranks wait for it", "[paralle
   start.pulse = 60ms;
   check_quiet(on_threads(start, [](Leader& engine) {
     submit_and_finish(engine);
-    std::this_thread::sleep_for(1500ms);
+    std::this_thread::sleep_for(1000ms);
     submit_and_finish(engine);
   }));
+}
+
+TEST_CASE("however long a rank loads its weights, the others wait for it", "[parallel][host]") {
+  std::vector<Start> starts(3, Start{.num_stages = 3, .num_slices = 1});
+  for (Start& start : starts) {
+    start.timeout = 700ms;
+    start.pulse = 60ms;
+  }
+  starts[1].progress = [is_late = false](auto&&...) mutable {
+    if (!std::exchange(is_late, true)) { std::this_thread::sleep_for(1000ms); }
+  };
+  check_quiet(on_threads(starts, submit_and_finish));
 }
 
 TEST_CASE("a message that was changed on its way ends all ranks with the reason", "[parallel][host]") {
