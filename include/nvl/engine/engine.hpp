@@ -9,7 +9,6 @@
 #include <nvl/core/ids.hpp>
 #include <nvl/core/model_config.hpp>
 #include <nvl/core/step.hpp>
-#include <nvl/core/step_limits.hpp>
 #include <nvl/engine/active_requests.hpp>
 #include <nvl/engine/engine_options.hpp>
 #include <nvl/engine/engine_ranks.hpp>

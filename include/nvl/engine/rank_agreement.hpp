@@ -31,7 +31,7 @@ class RankFacts {
   void add(std::string_view name, const T& value) {
     names_.emplace_back(name);
     values_.push_back(text_of(value));
-    digests_[names_.size() - 1] = XXH3_64bits(values_.back().data(), values_.back().size());
+    digests_.at(names_.size() - 1) = XXH3_64bits(values_.back().data(), values_.back().size());
   }
 
   const Digests& digests() const noexcept { return digests_; }
