@@ -7,7 +7,9 @@
 #include <nvl/parallel/across_processes.hpp>
 #include <nvl/net/rendezvous.hpp>
 #include <nvl/net/tcp_group.hpp>
+#include <nvl/parallel/tensor_parallel.hpp>
 #include <nvl/parallel/tensor_pipeline_parallel.hpp>
+#include <nvl/parallel/thread_group.hpp>
 #include <nvl/sched/swap_preemption.hpp>
 
 #include "support/expect_error.hpp"
@@ -112,14 +114,18 @@ struct Start {
   }
 };
 
-Strategy strategy_of(std::uint32_t rank, const Start& start, const net::Endpoint& at) {
+TcpGroup world_of(std::uint32_t rank, std::uint32_t size, const net::Endpoint& at, std::chrono::milliseconds timeout) {
   RendezvousOptions options;
   options.rank = Rank{rank};
-  options.world_size = start.size();
+  options.world_size = size;
   options.address = at.address;
   options.port = at.port;
   options.secret = "a secret of the tests";
-  TcpGroup world(rendezvous(options), {.timeout = start.timeout});
+  return TcpGroup(rendezvous(options), {.timeout = timeout});
+}
+
+Strategy strategy_of(std::uint32_t rank, const Start& start, const net::Endpoint& at) {
+  TcpGroup world = world_of(rank, start.size(), at, start.timeout);
   auto local = TensorPipelineParallel<TcpGroup>::split(world, start.num_stages);
   return {std::move(local), MeddledGroup(std::move(world), start.meddle), {.pulse = start.pulse}};
 }
@@ -272,6 +278,39 @@ TEST_CASE("ranks in other processes give the bits that ranks of one process give
         start, [&](Leader& engine) { fail_unless(results_of(engine) == expected, "the results differ in processes"); });
     for (const auto& rank : ranks) { CHECK(rank->report() == ""); }
   }
+}
+
+TEST_CASE("processes may have several ranks, and these other means to exchange data", "[parallel][host]") {
+  using Mixed = AcrossProcesses<TensorParallel<>, TcpGroup>;
+  Start start{.num_stages = 1, .num_slices = 4};
+  start.config.num_q_heads = 8;
+  const RandomWeights weights(start.config, 5);
+  const auto expected = results_together(start);
+  std::vector<ThreadGroup> ends = ThreadGroup::make(4);
+  const net::Endpoint at = own_endpoint();
+  const auto strategy = [&](std::uint32_t rank) {
+    TensorParallel<> local(std::vector<ThreadGroup>{ends[2 * rank], ends[2 * rank + 1]});
+    return Mixed(std::move(local), world_of(rank, 2, at, 20s));
+  };
+  std::string error;
+  std::jthread other([&] {
+    contain(
+        [&] {
+          RankFollower<TokenBudgetScheduler<FcfsOrder, SwapPreemption>, PrefixCacheAllocator, CpuPagedAttention<float>, Mixed>
+              follower(start.config, weights, start.options, strategy(1));
+          follower.run();
+        },
+        [&](const char* what) { error = what; });
+  });
+  std::vector<std::uint32_t> found;
+  {
+    EngineOn<Mixed> engine(start.config, weights, start.options, {}, strategy(0));
+    CHECK(engine.num_ranks() == 2);
+    found = results_of(engine);
+  }
+  other.join();
+  CHECK(error.empty());
+  CHECK(found == expected);
 }
 
 TEST_CASE("blocks that are copied and moved are so on all ranks", "[parallel][host]") {
