@@ -66,7 +66,7 @@ class ShardedHead {
     maxima_of_.resize(num);
     widest_ = ceil_div<std::int64_t>(vocab_size, num);
     mine_ = floats(device, max_rows * widest_);
-    parts_ = floats(device, num * max_rows * widest_);
+    parts_ = floats(device, std::int64_t{num} * max_rows * widest_);
     whole_ = floats(device, std::int64_t{max_rows} * vocab_size);
     my_maxima_ = Buffer(device, static_cast<std::size_t>(max_rows) * sizeof(RowMaximum));
     maxima_ = Buffer(device, num * static_cast<std::size_t>(max_rows) * sizeof(RowMaximum));
