@@ -154,7 +154,7 @@ double chi_square_limit(double freedom) {
 
 }  // namespace
 
-TEST_CASE("Draws follow the distribution of the oracle and never leave its support", "[ops][host]") {
+TEST_CASE("Draws follow the distribution of the oracle and never leave its support", "[ops][host][slow]") {
   for (Setting& s : settings()) {
     Step step;
     step.add(s.row, s.extras);

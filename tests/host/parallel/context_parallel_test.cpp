@@ -122,7 +122,7 @@ TEST_CASE("prompts in chunks of any length have the same logits on ranks that sh
   }
 }
 
-TEST_CASE("a prompt of thousands of tokens has the same end on ranks that share it", "[parallel][host]") {
+TEST_CASE("a prompt of thousands of tokens has the same end on ranks that share it", "[parallel][host][slow]") {
   ModelConfig config = tiny_config();
   config.max_position_embeddings = 4096;
   const std::vector<TokenId> prompt = tiny_prompt(1, 3001);

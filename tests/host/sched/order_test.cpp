@@ -286,7 +286,7 @@ FairRun serve_users(std::uint64_t seed, std::uint32_t num_blocks) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("users with sequences waiting are served alike, within the bound", "[sched][host]", FreeListAllocator,
+TEMPLATE_TEST_CASE("users with sequences waiting are served alike, within the bound", "[sched][host][slow]", FreeListAllocator,
                    PrefixCacheAllocator) {
   for (std::uint64_t seed = 1; seed <= 10; ++seed) {
     INFO("seed " << seed);
