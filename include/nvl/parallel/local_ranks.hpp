@@ -2,6 +2,7 @@
 /// The ranks of a strategy that one process drives: a context and a thread for each.
 
 #include <nvl/core/config.hpp>
+#include <nvl/core/error.hpp>
 #include <nvl/parallel/rank_threads.hpp>
 
 #include <cstdint>
@@ -32,6 +33,23 @@ class LocalRanks {
   static LocalRanks of(Context context) {
     std::vector<Context> contexts;
     contexts.push_back(std::move(context));
+    return LocalRanks(std::move(contexts));
+  }
+
+  /// A context of each place of a grid, made of the ends of two new groups: that of its row and that of its column. Row by row.
+  /// \param what is said of a number of rows that is refused
+  template <class Group>
+  static LocalRanks grid(std::uint32_t num_rows, std::uint32_t num_columns, const char* what) {
+    NVL_EXPECTS(num_rows >= 1, what, num_rows, "at least 1");
+    std::vector<std::vector<Group>> columns;
+    for (std::uint32_t column = 0; column < num_columns; ++column) { columns.push_back(Group::make(num_rows)); }
+    std::vector<Context> contexts;
+    for (std::uint32_t r = 0; r < num_rows; ++r) {
+      std::vector<Group> row = Group::make(num_columns);
+      for (std::uint32_t column = 0; column < num_columns; ++column) {
+        contexts.emplace_back(std::move(row[column]), std::move(columns[column][r]));
+      }
+    }
     return LocalRanks(std::move(contexts));
   }
 

@@ -3,7 +3,6 @@
 /// TensorParallel.
 
 #include <nvl/core/config.hpp>
-#include <nvl/core/error.hpp>
 #include <nvl/core/ids.hpp>
 #include <nvl/parallel/context_parallel.hpp>
 #include <nvl/parallel/group.hpp>
@@ -14,7 +13,6 @@
 #include <cstdint>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -68,7 +66,7 @@ class TensorContextParallel {
   /// Ranks of new groups: `num_shares` shares of `num_slices` ranks each.
   TensorContextParallel(std::uint32_t num_shares, std::uint32_t num_slices)
     requires requires { Group::make(num_slices); }
-      : ranks_(contexts_of(num_shares, num_slices)) {}
+      : ranks_(LocalRanks<Context>::template grid<Group>(num_shares, num_slices, "shares")) {}
 
   std::uint32_t num_local_ranks() const noexcept { return ranks_.size(); }
 
@@ -78,20 +76,6 @@ class TensorContextParallel {
   }
 
  private:
-  static std::vector<Context> contexts_of(std::uint32_t num_shares, std::uint32_t num_slices) {
-    NVL_EXPECTS(num_shares >= 1, "shares", num_shares, "at least 1");
-    std::vector<std::vector<Group>> rings;  // of the ranks with the same slice
-    for (std::uint32_t slice = 0; slice < num_slices; ++slice) { rings.push_back(Group::make(num_shares)); }
-    std::vector<Context> contexts;
-    for (std::uint32_t share = 0; share < num_shares; ++share) {
-      std::vector<Group> row = Group::make(num_slices);
-      for (std::uint32_t slice = 0; slice < num_slices; ++slice) {
-        contexts.emplace_back(std::move(row[slice]), std::move(rings[slice][share]));
-      }
-    }
-    return contexts;
-  }
-
   LocalRanks<Context> ranks_;
 };
 static_assert(ParallelStrategy<TensorContextParallel<>> && GatheringContext<TensorContextParallel<>::Context> &&

@@ -13,7 +13,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 namespace nvl::inline NVL_ABI {
 
@@ -63,7 +62,7 @@ class TensorPipelineParallel {
   /// Ranks of new groups: `num_stages` stages of `num_slices` each.
   TensorPipelineParallel(std::uint32_t num_stages, std::uint32_t num_slices)
     requires requires { Group::make(num_slices); }
-      : ranks_(contexts_of(num_stages, num_slices)) {}
+      : ranks_(LocalRanks<Context>::template grid<Group>(num_stages, num_slices, "stages")) {}
 
   /// This process has one rank. Ranks that are elsewhere: AcrossProcesses.
   /// \param slices those of its stage, by slice
@@ -90,20 +89,6 @@ class TensorPipelineParallel {
   }
 
  private:
-  static std::vector<Context> contexts_of(std::uint32_t num_stages, std::uint32_t num_slices) {
-    NVL_EXPECTS(num_stages >= 1, "stages", num_stages, "at least 1");
-    std::vector<std::vector<Group>> lines;  // of the ranks with the same slice
-    for (std::uint32_t slice = 0; slice < num_slices; ++slice) { lines.push_back(Group::make(num_stages)); }
-    std::vector<Context> contexts;
-    for (std::uint32_t stage = 0; stage < num_stages; ++stage) {
-      std::vector<Group> row = Group::make(num_slices);
-      for (std::uint32_t slice = 0; slice < num_slices; ++slice) {
-        contexts.emplace_back(std::move(row[slice]), std::move(lines[slice][stage]));
-      }
-    }
-    return contexts;
-  }
-
   LocalRanks<Context> ranks_;
 };
 static_assert(ParallelStrategy<TensorPipelineParallel<>> && GatheringContext<TensorPipelineParallel<>::Context> &&
